@@ -1,0 +1,56 @@
+"""Extras: what a reader of an attention wants to see, computed only when asked, in blocks of rows, detached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clearhead.attention.call import Call
+from clearhead.attention.reference import attention_weights, scores_of, working_dtype
+from clearhead.attention.terms import Rows
+from clearhead.errors import unknown
+
+NAMES = ("weights", "entropy", "lse", "max_score", "max_weight", "visible")
+BLOCK = 256
+
+
+@torch.no_grad()
+def measure(call: Call, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return each named extra: "weights" [b, h, n, m]; the others one number a row, [b, h, n].
+
+    "entropy" is -sum w log w of the softmax weights in nats; "lse" the log of the sum of exp(score); "max_score" the
+    largest visible score; "max_weight" the largest weight of the mechanism; "visible" how many keys a query sees.
+    A row without keys has weights 0, entropy 0, max_weight 0, lse and max_score -inf.
+    """
+    for name in names:
+        if name not in NAMES:
+            raise unknown("extra", name, NAMES)
+    _, _, _, n, m = call.sizes
+    keys = torch.arange(m, device=call.q.device)
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    for first in range(0, n, BLOCK):
+        q = call.q[:, :, first : first + BLOCK]
+        rows = Rows(torch.arange(first, first + q.shape[2], device=q.device), keys, call.mask.resolved_offset())
+        weights, visible = attention_weights(q, call.k, call.spec, call.mask, call.bias, call.scale, rows)
+        dtype = working_dtype(q.dtype)
+        x = scores_of(q.to(dtype), call.k.to(dtype), call.bias, rows, call.scale).masked_fill(~visible, float("-inf"))
+        for name in names:
+            parts[name].append(_one(name, weights, visible, x))
+    return {name: torch.cat(blocks, dim=2) for name, blocks in parts.items()}
+
+
+def _one(name: str, weights: Tensor, visible: Tensor, x: Tensor) -> Tensor:
+    if name == "weights":
+        return weights
+    if name == "max_weight":
+        return weights.amax(-1)
+    if name == "visible":
+        return visible.sum(-1)
+    if name == "max_score":
+        return x.amax(-1)
+    if name == "lse":
+        return torch.logsumexp(x, dim=-1)
+    log_s = torch.log_softmax(x, dim=-1).masked_fill(~visible, 0.0)
+    return -(log_s.exp() * log_s * visible).sum(-1)

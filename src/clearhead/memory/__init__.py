@@ -1,0 +1,1 @@
+"""The memory room; see docs/architecture.md."""
