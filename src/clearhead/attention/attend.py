@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from clearhead.attention.backends import choose
@@ -98,7 +99,7 @@ def make_call(
     state: State | None = None,
 ) -> tuple[Call, State | None]:
     """Check the arguments of `attend` and decide everything but the backend."""
-    spec = AttentionSpec.parse(spec)
+    spec = _parse(spec)
     check_tensors(query, key, value)
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"dropout_p: expected a probability in [0, 1], got {dropout_p}")
@@ -119,6 +120,26 @@ def make_call(
         bias.check(b, h, n, m)
     scale = 1.0 / math.sqrt(d) if scale is None else float(scale)
     return zero_unseen(Call(query, key, value, spec, mask, bias, scale, dropout_p)), state
+
+
+_PARSED: dict[str, AttentionSpec] = {}
+
+
+def _parse(spec: AttentionSpec | str) -> AttentionSpec:
+    """Parse, remembering what a text means: a compiled graph cannot trace the parser, but it can look into a table."""
+    if isinstance(spec, AttentionSpec):
+        return spec
+    if not isinstance(spec, str):
+        return AttentionSpec.parse(spec)
+    _remember(spec)
+    return _PARSED[spec]
+
+
+@torch.compiler.assume_constant_result
+def _remember(text: str) -> bool:
+    if text not in _PARSED:
+        _PARSED[text] = AttentionSpec.parse(text)
+    return True
 
 
 def _apply_temperatures(

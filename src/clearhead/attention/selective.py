@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -62,4 +61,4 @@ def _scaled(name: str, x: Tensor, temperature: Tensor | None) -> Tensor:
             f"{name}_temperature: expected a shape that broadcasts to {wanted} (or without the last 1), "
             f"got {tuple(temperature.shape)}"
         )
-    return (x * tau).to(torch.result_type(x, x))
+    return (x * tau).to(x.dtype)

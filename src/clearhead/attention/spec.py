@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+from clearhead.attention.plugins import load_plugins
 from clearhead.errors import UserError, nearest
 
 
@@ -240,6 +241,8 @@ class AttentionSpec:
 
 def _parse_term(term: str, whole: str) -> Choice:
     name, colon, rest = term.partition(":")
+    if name not in REGISTRY:
+        load_plugins()
     if name not in REGISTRY:
         if not name:
             raise UserError(f"attention {whole!r}: an empty term; write terms as name or name:value, joined by '+'")

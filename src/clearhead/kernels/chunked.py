@@ -26,8 +26,8 @@ from clearhead.attention.spec import AttentionSpec
 from clearhead.attention.terms import Rows
 from clearhead.kernels.rule import TILE_RULES, Hidden, TileRule
 
-ROWS = 128  # rows of a tile
-ELEMENTS = 1 << 19  # scores in a tile, about: a few such buffers should stay in a core's cache
+ROWS = 64  # rows of a tile
+ELEMENTS = 1 << 18  # scores in a tile, about: a few such buffers stay in a core's cache
 
 
 @dataclass(frozen=True)
