@@ -47,6 +47,8 @@ def explain(spec: AttentionSpec | str, like: tuple[Tensor, Tensor, Tensor], **ar
     Temperatures need not be given: they do not change the choice. Raises what `attend` would raise.
     """
     spec = AttentionSpec.parse(spec)
+    if arguments.pop("state", None) is not None:
+        raise ValueError("explain: a state would be appended to; explain the call it leads to, with the mask's offset")
     if spec.temperature is not None:
         arguments.setdefault("temperatures", Temperatures())
     call, _ = make_call(*like, spec, **arguments)

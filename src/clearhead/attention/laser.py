@@ -30,12 +30,14 @@ from torch import Tensor
 from clearhead.attention.bias import BIASES, Bias
 from clearhead.attention.call import Call, float64_available
 from clearhead.attention.mask import Mask
+from clearhead.attention.precision import without_autocast
 from clearhead.attention.reference import attention_weights, working_dtype
 from clearhead.attention.spec import AttentionSpec
 from clearhead.attention.terms import Rows
 from clearhead.kernels.chunked import chunked_backward, chunked_forward
 
 
+@without_autocast
 def laser_by_kernel(call: Call, attention: Callable[[Call], Tensor]) -> Tensor:
     """LASER on top of `attention`, a fused mean-read kernel, while the values' spread allows; else `laser_tiled`.
 
@@ -125,6 +127,7 @@ class _Plan:
 
 
 @torch.library.custom_op("clearhead::laser", mutates_args=())
+@without_autocast
 def laser_forward(
     q: Tensor, k: Tensor, v: Tensor, spec: str, mask: str, mask_tensors: list[Tensor], bias: str,
     bias_tensors: list[Tensor], scale: float,
@@ -143,6 +146,7 @@ def _(q, k, v, spec, mask, mask_tensors, bias, bias_tensors, scale):  # type: ig
 
 
 @torch.library.custom_op("clearhead::laser_backward", mutates_args=())
+@without_autocast
 def laser_backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, spec: str, mask: str, mask_tensors: list[Tensor], bias: str,
     bias_tensors: list[Tensor], scale: float, want_bias: bool,

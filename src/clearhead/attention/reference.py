@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clearhead.attention.bias import Bias
 from clearhead.attention.mask import Mask
+from clearhead.attention.precision import without_autocast
 from clearhead.attention.spec import AttentionSpec, Laser, SelfAdjust, Softmax, Weights
 from clearhead.attention.terms import Rows
 
@@ -106,6 +107,7 @@ def attention_weights(
     return DENSE_WEIGHTS[type(spec.weights)](spec.weights, scores, visible), visible
 
 
+@without_autocast
 def reference_attention(
     q_bhnd: Tensor,
     k_bgmd: Tensor,
@@ -118,6 +120,8 @@ def reference_attention(
 ) -> Tensor:
     """Attention as written on paper; `mask` is resolved and holds the spec's pattern. Returns [b, h, n, d]."""
     n, m, device = q_bhnd.shape[2], k_bgmd.shape[2], q_bhnd.device
+    if m == 0:  # nobody sees anything; a zero that the graph still passes through
+        return (q_bhnd.sum(dim=-1, keepdim=True) * 0.0).expand(*q_bhnd.shape[:3], v_bgmd.shape[-1])
     rows = Rows(torch.arange(n, device=device), torch.arange(m, device=device), mask.resolved_offset())
     weights, visible = attention_weights(q_bhnd, k_bgmd, spec, mask, bias, scale, rows)
     v_bhmd = v_bgmd.to(weights.dtype).repeat_interleave(q_bhnd.shape[1] // v_bgmd.shape[1], dim=1)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from clearhead.attention.bias import BIASES, Bias
 from clearhead.attention.mask import Mask
+from clearhead.attention.precision import without_autocast
 from clearhead.attention.spec import AttentionSpec
 from clearhead.attention.terms import Rows
 from clearhead.kernels.rule import TILE_RULES, Hidden, TileRule
@@ -58,7 +59,7 @@ def _tiles(
     device: torch.device,
 ) -> Iterator[Tile]:
     r = h // g
-    rows = min(ROWS, n)
+    rows = max(1, min(ROWS, n))
     groups = max(1, min(g, ELEMENTS // max(1, r * rows * m)))
     batches = max(1, min(b, ELEMENTS // max(1, h * rows * m))) if groups == g else 1
     empty_possible = mask.may_have_empty_rows(n, m)
@@ -142,6 +143,7 @@ class _Call:
 
 
 @torch.library.custom_op("clearhead::chunked_attention", mutates_args=())
+@without_autocast
 def chunked_forward(
     q: Tensor, k: Tensor, v: Tensor, spec: str, mask: str, mask_tensors: list[Tensor], bias: str,
     bias_tensors: list[Tensor], scale: float, dropout_p: float, seed: Tensor,
@@ -169,6 +171,7 @@ def _(q, k, v, spec, mask, mask_tensors, bias, bias_tensors, scale, dropout_p, s
 
 
 @torch.library.custom_op("clearhead::chunked_attention_backward", mutates_args=())
+@without_autocast
 def chunked_backward(
     d_out: Tensor, out: Tensor, q: Tensor, k: Tensor, v: Tensor, spec: str, mask: str, mask_tensors: list[Tensor],
     bias: str, bias_tensors: list[Tensor], scale: float, dropout_p: float, seed: Tensor, want_bias: bool,

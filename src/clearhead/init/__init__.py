@@ -1,0 +1,1 @@
+"""The init room; see docs/architecture.md."""

@@ -1,0 +1,1 @@
+"""The layers room; see docs/architecture.md."""

@@ -1,0 +1,84 @@
+"""How many parameters a model has, by part, and how many operations a token costs."""
+
+from __future__ import annotations
+
+import torch.nn as nn
+
+from clearhead.attention.spec import Window
+from clearhead.layers.gate import FixedGate, TokenGate
+from clearhead.layers.temperature import LearnedTemperatures, SelectiveTemperatures, TokenPart
+from clearhead.models.config import ModelConfig
+
+# The first part that a parameter's path fits owns it, so inner modules stand before outer ones.
+_PART_OF_MODULE: tuple[tuple[type[nn.Module], str], ...] = (
+    (SelectiveTemperatures, "temperature"),
+    (LearnedTemperatures, "temperature"),
+    (FixedGate, "gate"),
+    (TokenGate, "gate"),
+    (nn.LayerNorm, "norm"),
+    (nn.RMSNorm, "norm"),
+)
+_PART_OF_NAME = {
+    "embedding": "embedding",
+    "position": "position",
+    "attention": "attention",
+    "feed_forward": "feed_forward",
+    "head": "head",
+}
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters by part (embedding, position, attention, feed_forward, norm, temperature, gate, head) and "total".
+
+    Every parameter is counted once; a tied output matrix is embedding. Parts without parameters are left out.
+    """
+    inner: dict[int, str] = {}
+    for module in model.modules():
+        for kind, part in _PART_OF_MODULE:
+            if isinstance(module, kind):
+                for parameter in module.parameters():
+                    inner.setdefault(id(parameter), part)
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = inner.get(id(parameter)) or next(
+            (_PART_OF_NAME[word] for word in name.split(".") if word in _PART_OF_NAME), "other"
+        )
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    counts["total"] = sum(counts.values())
+    return counts
+
+
+def multiplied_weights(model: nn.Module) -> int:
+    """Weights that multiply each token: every linear map (the output matrix too, tied or not) and SSA's vectors.
+
+    Embedding rows are looked up, not multiplied. The zeros with which "head_slice" pads its vectors are not counted.
+    """
+    maps = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    return maps + sum(module.vector.numel() for module in model.modules() if isinstance(module, TokenPart))
+
+
+def mean_visible_keys(config: ModelConfig, context: int) -> float:
+    """Keys that a causal query sees, averaged over positions 1..context: (context + 1) / 2, fewer with a window of w:
+    (w (w + 1) / 2 + (context - w) w) / context."""
+    pattern = config.spec.pattern
+    window = min(pattern.size, context) if isinstance(pattern, Window) else context
+    return (window * (window + 1) / 2 + (context - window) * window) / context
+
+
+def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int) -> float:
+    """Floating point operations per token, forward and backward, at `context` tokens.
+
+        3 * (2 * W + layers * 4 * heads * head_dim * keys)
+
+    W counts `multiplied_weights`: 2 operations per weight, multiply and add. Q K^T and A V cost 2 operations each per
+    query component and visible key; keys is `mean_visible_keys`. The backward pass costs twice the forward.
+    Left out, as everywhere: norms, activations, softmax and what self_adjust and laser do to each weight or value, the
+    scores that a kernel makes again in its backward pass, and the masked half that a kernel may compute in vain.
+
+    Raises `ValueError` for a context below 1.
+    """
+    if context < 1:
+        raise ValueError(f"flops_per_token: expected a context of at least 1 token, got {context}")
+    keys = mean_visible_keys(config, context)
+    attention = config.layers * 4 * config.heads * config.head_size * keys
+    return 3.0 * (2.0 * multiplied_weights(model) + attention)

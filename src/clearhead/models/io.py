@@ -1,0 +1,127 @@
+"""A model on disk: a folder with model.safetensors and config.json. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from clearhead.errors import UserError
+from clearhead.models.config import ModelConfig
+from clearhead.models.decoder import Decoder
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save_model(model: Decoder, folder: Path | str) -> None:
+    """Write the model to `folder`, which is made if needed.
+
+    Each file is written under a temporary name and renamed, so a reader or a crash finds the old file or the new one,
+    never half. A tied output matrix is stored once. The weights carry the config too: `load_model` refuses a folder
+    whose two files do not belong together.
+
+    Raises `TypeError` for a wrapped model (compiled, distributed), whose names would not load.
+    """
+    if not isinstance(model, Decoder):
+        raise TypeError(
+            f"save_model: expected a Decoder, got {type(model).__name__}; pass the model inside the wrapper"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(model.config.to_dict(), indent=2)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _stored(model).items()}
+    metadata = {"format": "pt", "config": json.dumps(model.config.to_dict(), sort_keys=True)}
+    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata=metadata))
+    _replace(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def load_model(folder: Path | str, *, device: torch.device | str | None = None) -> Decoder:
+    """Read a model that `save_model` wrote, in eval mode and in the stored dtype.
+
+    Raises `UserError`, in one line, for a missing, broken or mismatched file.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    tensors, stored_config = _read_weights(folder / WEIGHTS)
+    if stored_config is not None and stored_config != config.to_dict():
+        raise UserError(f"{folder}: {WEIGHTS} was saved with another config than {CONFIG} states; restore the pair")
+
+    model = Decoder(config)
+    expected = _stored(model)
+    for problem, names in (("lacks", expected.keys() - tensors), ("has unknown", tensors.keys() - expected)):
+        if names:
+            raise UserError(f"{folder / WEIGHTS} {problem} {_few(names)}; it does not belong to {CONFIG} beside it")
+    for name, wanted in expected.items():
+        if tensors[name].shape != wanted.shape:
+            raise UserError(
+                f"{folder / WEIGHTS}: {name} has shape {tuple(tensors[name].shape)}, "
+                f"{CONFIG} asks for {tuple(wanted.shape)}"
+            )
+    dtypes = {t.dtype for t in tensors.values()}
+    if len(dtypes) == 1:
+        model.to(dtypes.pop())
+    model.load_state_dict(tensors, strict=False)  # strict but for the tied matrix, which the checks above have seen to
+    return model.to(device).eval() if device is not None else model.eval()
+
+
+def read_config(folder: Path | str) -> ModelConfig:
+    """Read a model folder's config; `UserError` when it is missing or broken."""
+    path = Path(folder) / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no model in {folder}: {CONFIG} is missing") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object of model options, got {type(values).__name__}")
+    try:
+        return ModelConfig.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            config = (file.metadata() or {}).get("config")
+        return tensors, None if config is None else json.loads(config)
+    except FileNotFoundError:
+        raise UserError(f"no model in {path.parent}: {path.name} is missing") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is broken: {_one_line(error)}") from None
+
+
+def _stored(model: Decoder) -> dict[str, torch.Tensor]:
+    """The state dict without the second name of a tied matrix."""
+    tied = {"head.weight"} if model.config.tie_embeddings else set()
+    return {name: t for name, t in model.state_dict().items() if name not in tied}
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.part")  # one fixed name, so that what a crash left is overwritten
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _few(names: set[str]) -> str:
+    some = sorted(names)
+    return ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

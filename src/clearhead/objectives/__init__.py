@@ -1,0 +1,1 @@
+"""The objectives room; see docs/architecture.md."""
