@@ -1,0 +1,195 @@
+"""What each command can be told: a dataclass a command, its texts are the help. Used by `cli.py` alone, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from clearhead.data.config import DataConfig
+from clearhead.models.config import ModelConfig
+from clearhead.train.config import OptimConfig, TrainConfig
+
+DEFAULT_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train several models that differ in one declared thing, and say whether it helped.
+
+    Every arm gets the same text, the same order of batches, the same budget and the same seeds. The folder holds
+    report.html (one file, works offline), results.json, results.csv and each run. Stopped, the same command goes on.
+    """
+
+    attention: Annotated[
+        tuple[str, ...], arg(metavar="SPEC ...", help_behavior_hint="(default: the preset's four)")
+    ] = ()
+    """Attention specs, an arm each; the first is the baseline. A spec joins softmax or self_adjust, laser, window:N,
+    selective or learned by +, such as softmax+selective."""
+    arm: Annotated[tuple[str, ...], arg(metavar="ARM ...", help_behavior_hint="(default: none)")] = ()
+    """Arms of any kind: "name: key=value key=value", such as "gated: model.output_gate=head"."""
+    baseline: Annotated[str | None, arg(metavar="STR", help_behavior_hint="(default: the first)")] = None
+    """The arm that the others are measured against."""
+    preset: str = "default"
+    """quick (about 2 minutes) | default (about 10) | thorough (a grid of learning rates for each arm)."""
+    data: Annotated[str | None, arg(metavar="STR", help_behavior_hint="(default: shakespeare)")] = None
+    """A name from `clearhead data list`, or your own file or folder."""
+    seeds: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the preset's)")] = None
+    """Runs of each arm; at least 2, and 5 for a useful interval."""
+    steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the preset's)")] = None
+    """Training steps of each run."""
+    budget: Annotated[
+        Literal["tokens", "flops", "time"] | None,
+        arg(metavar="{tokens,flops,time}", help_behavior_hint="(default: tokens)"),
+    ] = None
+    """What is equal between the arms."""
+    learning_rates: Annotated[
+        tuple[float, ...], arg(metavar="LR ...", help_behavior_hint="(default: one declared rate for all)")
+    ] = ()
+    """A grid from which each arm's learning rate is chosen by validation."""
+    set: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...", help_behavior_hint="(default: none)")] = ()
+    """Changes to the base of every arm: key=value, such as model.layers=6 optim.lr=1e-3."""
+    workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core)")] = None
+    """Runs at a time."""
+    out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: compare-PRESET)")] = None
+    """The folder. Without --out a comparison that differs from its preset gets a short hash in the name."""
+    redraw: Annotated[Path | None, arg(name="from", metavar="PATH", help_behavior_hint="")] = None
+    """Write the report of the comparison in this folder anew from its runs, and train nothing."""
+
+    EXAMPLES = """
+    clearhead compare
+    clearhead compare --preset quick --data my.txt
+    clearhead compare --attention softmax laser laser+selective --seeds 8 --out compare-laser
+    clearhead compare --arm "base:" "gated: model.output_gate=head" --set model.width=192 model.heads=6
+    clearhead compare --from compare-default
+    """
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one model in a folder of its own. Stopped or killed, the same command goes on from the last checkpoint.
+
+    The folder gets config.json (everything that decides the run), tokenizer.json, metrics.jsonl, checkpoint/ and
+    result.json. Every field of the configuration is an option below.
+    """
+
+    out: Path
+    """The run's folder: a new one, or the one of this very run."""
+    size: Annotated[str, arg(name="model", help_behavior_hint="(default: small)")] = "small"
+    """The named size that --model.* begin from: tiny | small | base | large."""
+    source: Annotated[str, arg(name="data", help_behavior_hint="(default: shakespeare)")] = "shakespeare"
+    """A name from `clearhead data list`, or your own file or folder (.txt, .jsonl, either as .gz)."""
+    context: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the size's own)")] = None
+    """Tokens in one training window."""
+    steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint=f"(default: {DEFAULT_STEPS})")] = None
+    """The budget: optimizer steps."""
+    tokens: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: by --steps)")] = None
+    """The budget in tokens, instead of --steps."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    EXAMPLES = """
+    clearhead train --out runs/first --model tiny --steps 300
+    clearhead train --out runs/laser --data my.txt --model.attention laser --optim.lr 1e-3
+    clearhead train --out runs/bpe --data.tokenizer bpe --data.vocab-size 4096 --context 512
+    torchrun --nproc-per-node 2 -m clearhead.cli train --out runs/two --train.parallel ddp
+    """
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a trained run: bits per byte and perplexity of every document, read with the whole context.
+
+    Documents longer than the context are read through overlapping windows; each byte of text is scored once.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run's folder, as `clearhead train` made it."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """Which part of the text; all = every document, for text that the run was not trained on."""
+    data: Annotated[str | None, arg(metavar="STR", help_behavior_hint="(default: the run's own)")] = None
+    """Other text: a name from `clearhead data list`, or a file or folder; read with the run's tokenizer."""
+    context: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the run's)")] = None
+    """Tokens that a prediction can look back on at most."""
+    stride: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: half the context)")] = None
+    """Tokens that each further window scores; smaller is slower and gives more context."""
+    tokens: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """Score about so many tokens, spread evenly over the documents."""
+    device: str = "auto"
+    """auto (a GPU when there is one) | cpu | cuda | mps."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    EXAMPLES = """
+    clearhead evaluate runs/first
+    clearhead evaluate runs/first --split val --json
+    clearhead evaluate runs/first --data moby.txt --split all
+    """
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue a text with a trained run. The continuation ends where the model says that the document ends.
+
+    The same seed gives the same text on the same machine. The prompt stands at the beginning of a document.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run's folder, as `clearhead train` made it."""
+    prompt: str = ""
+    """The text to continue; empty = begin a new document."""
+    tokens: int = 400
+    """New tokens at most (bytes, with the byte tokenizer)."""
+    temperature: float = 1.0
+    """Below 1 is more predictable, above 1 wilder, 0 always takes the likeliest token."""
+    top_k: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: no limit)")] = None
+    """Draw among the k likeliest tokens only."""
+    top_p: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: no limit)")] = None
+    """Draw among the fewest tokens whose probabilities reach this sum."""
+    seed: int = 0
+    """Of the draw."""
+    device: str = "auto"
+    """auto (a GPU when there is one) | cpu | cuda | mps."""
+
+    EXAMPLES = """
+    clearhead generate runs/first --prompt "To be, or not"
+    clearhead generate runs/first --prompt "ROMEO." --temperature 0.8 --top-p 0.95 --tokens 1000
+    """
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Say which backend would compute an attention on tensors of a given shape, and why the others would not."""
+
+    spec: Annotated[Positional[str], arg(metavar="SPEC")]
+    """The attention: softmax, self_adjust:form=product, laser, laser+selective+window:256, ..."""
+    length: int = 1024
+    """Queries, and keys."""
+    heads: int = 8
+    """Query heads."""
+    kv_heads: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as many as query heads)")] = None
+    """Key and value heads (grouped queries)."""
+    head_dim: int = 64
+    """Size of one head."""
+    batch: int = 2
+    """Sequences at a time."""
+    causal: bool = True
+    """Whether a query sees earlier keys only."""
+    padding: bool = False
+    """Whether the sequences have different lengths."""
+    dropout: float = 0.0
+    """Dropout on the attention weights."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Type of the tensors."""
+    device: str = "cpu"
+    """cpu, cuda or mps."""
+
+    EXAMPLES = """
+    clearhead explain softmax
+    clearhead explain laser+window:256 --length 4096 --padding
+    clearhead explain self_adjust --heads 8 --kv-heads 2 --dtype bfloat16
+    """

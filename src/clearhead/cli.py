@@ -1,0 +1,367 @@
+"""The command line: `clearhead COMMAND`. Reads arguments, calls the room that does the work, prints.
+
+Nothing heavy is imported here: `clearhead --help` needs no torch, and each command imports its room when it runs. The
+options of `train` are the fields of the config dataclasses with their texts as help, so each is defined in one place.
+A mistake of the user is a `UserError`: one line and exit code 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clearhead._arguments import given, merge, parse
+from clearhead.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from clearhead.train.config import RunConfig
+
+HELP = """\
+usage: clearhead COMMAND [options]        clearhead COMMAND --help explains one of them
+
+Find where a transformer loses its signal, fix it in one line, and prove that the fix helped.
+
+commands
+  compare    train several attentions on the same text and seeds; write report.html with a verdict
+  train      train one model; stop it at any time, the same command goes on
+  evaluate   score a trained run, document by document
+  generate   continue a text with a trained run
+  data       list the data sets, fetch one, or print where it is
+  explain    say which backend would compute an attention, and why the others would not
+
+first steps
+  clearhead compare --preset quick                   a first report in about two minutes
+  clearhead compare                                  the real one: five seeds, about ten minutes on two cores
+  clearhead compare --data my.txt --attention softmax laser softmax+selective
+  clearhead train --out runs/first --model tiny      one small model on Shakespeare
+  clearhead generate runs/first --prompt "To be"
+
+exit codes: 0 done, 1 a fault of this program (a traceback is saved), 2 a mistake in the request, 130 interrupted
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; the entry point of `clearhead`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        _complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command goes on")
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        where = _save_traceback(arguments)
+        _complain(f"unexpected {type(error).__name__}: {error}; this is a bug, the traceback is in {where}")
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from clearhead import __version__
+
+        print(f"clearhead {__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        raise unknown("command", arguments[0], COMMANDS)
+    return COMMANDS[arguments[0]](arguments[1:])
+
+
+def _complain(message: str) -> None:
+    """Print one red line on stderr, whatever is in the message."""
+    from rich.console import Console
+    from rich.text import Text
+
+    line = " ".join(message.split())
+    Console(stderr=True).print(Text(f"clearhead: {line}", style="red"), soft_wrap=True)
+
+
+def _say(line: str) -> None:
+    """Report progress on stderr, so that stdout holds results alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _save_traceback(arguments: list[str]) -> Path:
+    handle, name = tempfile.mkstemp(prefix="clearhead-bug-", suffix=".log")
+    command = f"clearhead {' '.join(arguments)}"
+    with os.fdopen(handle, "w", encoding="utf-8") as log:
+        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {command}\n\n{traceback.format_exc()}")
+    return Path(name)
+
+
+@contextlib.contextmanager
+def _as_user_error() -> Iterator[None]:
+    """Turn a library's ValueError about an argument that the user gave into a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _source(name: str) -> str:
+    """Make a path absolute, so that a run can be gone on with from any folder; leave a data set's name alone."""
+    from clearhead.data.catalogue import CATALOGUE
+
+    path = Path(name).expanduser()
+    return str(path.absolute()) if name not in CATALOGUE and path.exists() else name
+
+
+# ---- compare ----
+
+
+def _compare(arguments: list[str]) -> int:
+    from clearhead._options import Compare
+
+    asked = parse(Compare, "compare", merge(arguments, "--attention", "--arm", "--set", "--learning-rates"))
+    if asked.redraw is not None:
+        if dataclasses.replace(asked, redraw=None) != Compare():
+            raise UserError("--from redraws a comparison as it is; leave the other options out")
+        from clearhead.compare.report import redraw
+
+        redraw(asked.redraw)
+        print(asked.redraw / "report.html")
+        return 0
+    from clearhead.compare.plan import ComparePlan
+
+    plan = ComparePlan.build(
+        preset=asked.preset,
+        attention=asked.attention,
+        arms=asked.arm,
+        baseline=asked.baseline,
+        seeds=asked.seeds,
+        data=None if asked.data is None else _source(asked.data),
+        steps=asked.steps,
+        budget=asked.budget,
+        learning_rates=asked.learning_rates or None,
+        overrides=asked.set,
+        workers=asked.workers,
+        folder=asked.out,
+    )
+    from clearhead.compare.run import compare
+
+    compare(plan)
+    return 0
+
+
+# ---- train ----
+
+
+def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
+    """Read the arguments of `train` into a run's configuration and its folder."""
+    from clearhead._options import DEFAULT_STEPS, Train
+    from clearhead.models.config import PRESETS
+    from clearhead.train.config import BYTE_VOCABULARY, RunConfig, TrainConfig
+
+    size = given(arguments, "--model") or "small"
+    if size not in PRESETS:
+        raise unknown("size of --model", size, PRESETS)
+    start = RunConfig(train=TrainConfig(steps=DEFAULT_STEPS))
+    asked = parse(
+        Train,
+        "train",
+        arguments,
+        ModelConfig=PRESETS[size],
+        DataConfig=start.data,
+        OptimConfig=start.optim,
+        TrainConfig=start.train,
+    )
+    context = PRESETS[size].context if asked.context is None else asked.context
+    data = asked.data.build(source=_source(asked.source), context=context)
+    vocabulary = BYTE_VOCABULARY if data.tokenizer == "bytes" else data.vocab_size
+    steps = DEFAULT_STEPS if asked.steps is None and asked.tokens is None else asked.steps
+    config = RunConfig(
+        model=asked.model.build(vocab_size=vocabulary, context=context),
+        data=data,
+        optim=asked.optim.build(),
+        train=asked.train.build(steps=steps, tokens=asked.tokens),
+    )
+    return config, asked.out
+
+
+def _train(arguments: list[str]) -> int:
+    config, folder = train_config(arguments)
+    from clearhead.train.loop import train
+
+    result = train(config, folder)
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
+    if os.environ.get("RANK", "0") == "0":  # one of the processes that torchrun started speaks for all
+        words = [result.status, *([result.reason] if result.reason else [])]
+        bits = result.summary.get("test_bits_per_byte")
+        words += [f"{bits:.4f} bits per byte on the test text"] if bits is not None else []
+        print(f"{'; '.join(words)}; everything is in {folder}")
+    return 0
+
+
+# ---- evaluate and generate ----
+
+
+def _open_run(folder: Path, device: str) -> tuple[RunConfig, Any, Any]:
+    """Return a run's configuration, its tokenizer and its newest model."""
+    from clearhead.train.folder import TOKENIZER, read_config
+
+    config = read_config(folder)
+    from clearhead.data.tokenizer import load_tokenizer
+    from clearhead.models.io import load_model
+    from clearhead.train.checkpoint import newest_model
+    from clearhead.train.world import choose_device
+
+    model = load_model(newest_model(folder), device=choose_device(device, 0))
+    return config, load_tokenizer(folder / TOKENIZER), model
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from clearhead._options import Evaluate
+
+    asked = parse(Evaluate, "evaluate", arguments)
+    config, tokenizer, model = _open_run(asked.run, asked.device)
+    from clearhead.data.retokenize import documents_for
+    from clearhead.train.evaluate import evaluate
+
+    source = config.data.source if asked.data is None else _source(asked.data)
+    data = dataclasses.replace(config.data, source=source)
+    documents = documents_for(tokenizer, data, asked.split, progress=_say)
+    with _as_user_error():
+        result = evaluate(
+            model, documents, asked.split, context=asked.context, stride=asked.stride, max_tokens=asked.tokens
+        )
+    if asked.json:
+        print(json.dumps({"run": str(asked.run), "data": source} | result.to_dict(), indent=1))
+    else:
+        _print_scores(result, source)
+    return 0
+
+
+def _print_scores(result: Any, source: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result.split} of {source}", title_justify="left", show_footer=True)
+    table.add_column("document", footer=f"all {len(result.per_document)}")
+    rows = [
+        ("bytes", [f"{d.bytes:,.0f}" for d in result.per_document], f"{result.bytes:,.0f}"),
+        ("bits per byte", [f"{d.bits_per_byte:.4f}" for d in result.per_document], f"{result.bits_per_byte:.4f}"),
+        ("perplexity per token", [f"{d.perplexity:.3f}" for d in result.per_document], f"{result.perplexity:.3f}"),
+    ]
+    for name, _, footer in rows:
+        table.add_column(name, justify="right", footer=footer)
+    for index, document in enumerate(result.per_document):
+        table.add_row(document.name, *(cells[index] for _, cells, _ in rows))
+    Console().print(table)
+    print(f"context {result.context}, each further window scores {result.stride} tokens")
+
+
+def _generate(arguments: list[str]) -> int:
+    from clearhead._options import Generate
+
+    asked = parse(Generate, "generate", arguments)
+    _, tokenizer, model = _open_run(asked.run, asked.device)
+    import torch
+
+    from clearhead.models.generate import generate
+
+    device = next(model.parameters()).device
+    try:
+        prompt = [tokenizer.separator, *tokenizer.encode(asked.prompt).tolist()]
+    except UnicodeEncodeError as error:
+        raise UserError("--prompt holds bytes that are not text in this terminal's encoding") from error
+    with _as_user_error():
+        ids = generate(
+            model,
+            torch.tensor([prompt], device=device),
+            max_new_tokens=asked.tokens,
+            temperature=asked.temperature,
+            top_k=asked.top_k,
+            top_p=asked.top_p,
+            generator=torch.Generator(device).manual_seed(asked.seed),
+            stop_token=tokenizer.separator,
+        )
+    print(tokenizer.decode(ids[0].cpu().numpy()))
+    return 0
+
+
+# ---- data and explain ----
+
+
+def _data(arguments: list[str]) -> int:
+    from clearhead.data.command import run
+
+    return run(arguments)
+
+
+def _explain(arguments: list[str]) -> int:
+    from clearhead._options import Explain
+
+    asked = parse(Explain, "explain", arguments)
+    from clearhead.attention.spec import AttentionSpec
+
+    spec = AttentionSpec.parse(asked.spec)  # before torch is loaded: a misspelt name is answered at once
+    import torch
+
+    from clearhead.attention.explain import explain
+    from clearhead.attention.mask import Mask
+    from clearhead.train.world import choose_device
+
+    device = choose_device(asked.device, 0)
+    heads = asked.heads, asked.heads if asked.kv_heads is None else asked.kv_heads
+    if min(asked.batch, *heads, asked.length, asked.head_dim) < 1:
+        raise UserError("explain: expected sizes of at least 1")
+    shapes = [(asked.batch, h, asked.length, asked.head_dim) for h in heads]
+    query, key = (torch.empty(shape, dtype=getattr(torch, asked.dtype), device=device) for shape in shapes)
+    mask = Mask.causal() if asked.causal else Mask()
+    if asked.padding:
+        lengths = torch.full((asked.batch,), asked.length, device=device)
+        lengths[0] = max(1, asked.length // 2)
+        mask = mask & Mask.key_lengths(lengths)
+    with _as_user_error():
+        found = explain(spec, (query, key, key), mask=mask, dropout_p=asked.dropout)
+    words = [f"{asked.batch} x {asked.heads} heads x {asked.length} x {asked.head_dim}", asked.dtype, str(device)]
+    words += ["causal" if asked.causal else "bidirectional", *(["padded"] if asked.padding else [])]
+    _print_verdicts(found, ", ".join(words))
+    return 0
+
+
+def _print_verdicts(found: Any, circumstances: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{found.spec}: {circumstances}", title_justify="left")
+    for name in ("backend", "verdict", "reason"):
+        table.add_column(name)
+    styles = {"chosen": "green", "refused": "dim"}
+    for verdict in found.verdicts:
+        table.add_row(verdict.backend, verdict.verdict, verdict.reason, style=styles.get(verdict.verdict, ""))
+    Console().print(table)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "compare": _compare,
+    "train": _train,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "data": _data,
+    "explain": _explain,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

