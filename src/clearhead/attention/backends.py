@@ -15,6 +15,7 @@ from torch import Tensor
 from clearhead.attention import self_adjust as self_adjust  # registers its tile rule
 from clearhead.attention.call import Call
 from clearhead.attention.laser import laser_by_kernel, laser_tiled
+from clearhead.attention.plugins import load_plugins
 from clearhead.attention.reference import reference_attention
 from clearhead.attention.softmax import mask_kind, refuse_sdpa, sdpa_attention
 from clearhead.attention.spec import Laser, Mean, Softmax
@@ -121,3 +122,6 @@ def choose(call: Call, name: str = "auto") -> Backend:
     if reason is not None:
         raise ValueError(f"backend {name!r} refuses attention {call.spec.text!r}: {reason}; use backend='auto'")
     return BACKENDS[name]
+
+
+load_plugins()  # a user's mechanisms join here, beside the built-in ones

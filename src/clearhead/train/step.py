@@ -1,0 +1,93 @@
+"""One optimizer step.
+
+The gradient is that of  (sum of nats over all valid tokens) / (number of all valid tokens),  where "all" spans the
+micro-batches and the processes: a mean of means would weigh tokens of emptier micro-batches more.
+Legend: b batch, t tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from clearhead.objectives.causal_lm import causal_lm_loss
+from clearhead.train.world import World, whole
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass reads; all [b, t] int64."""
+
+    tokens_bt: Tensor
+    targets_bt: Tensor
+    """The next tokens; -100 is ignored."""
+    segments_bt: Tensor | None
+    """Document numbers; None when no row holds a boundary, which lets attention take its plain causal path."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, read from the device once."""
+
+    loss: float
+    """Nats per valid token, before the update."""
+    grad_norm: float
+    """Total norm before clipping."""
+    skipped: bool
+    """Loss or gradient was not finite, so weights and optimizer were left alone."""
+    stop: bool
+    """Some process wants to stop: every process sees the same answer."""
+
+
+def train_step(
+    called: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    valid_tokens: int,
+    clip_norm: float | None,
+    world: World,
+    precision: str = "fp32",
+    stop: bool = False,
+) -> StepResult:
+    """Accumulate gradients over `micro_batches`, and step unless something is not finite.
+
+    Args:
+        called: the model as `World.wrap` returned it.
+        micro_batches: this process's share of the step.
+        valid_tokens: targets that count, in all micro-batches of all processes.
+        stop: this process wants to stop after the step.
+    """
+    nats = torch.zeros((), device=world.device)
+    for index, batch in enumerate(micro_batches):
+        with world.micro_batch(called, last=index == len(micro_batches) - 1):
+            with autocast(precision, world.device):
+                logits_btV = called(batch.tokens_bt, segments=batch.segments_bt)
+                loss, _ = causal_lm_loss(logits_btV, batch.targets_bt)
+            # DDP and FSDP average gradients over processes; times their number, that is the sum.
+            (loss * (world.size / max(valid_tokens, 1))).backward()
+        nats += loss.detach()
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    seen = world.sum(torch.stack([nats, nats.new_tensor(stop)]))
+    total, stops, grad_norm = torch.cat([seen, whole(norm).reshape(1).to(seen)]).tolist()  # the one wait for the device
+
+    finite = math.isfinite(total) and math.isfinite(grad_norm)
+    if finite:
+        if clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(total / max(valid_tokens, 1), grad_norm, skipped=not finite, stop=stops > 0)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which the forward pass runs: plain for fp32, torch's autocast for bf16."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
