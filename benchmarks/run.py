@@ -1,8 +1,8 @@
 """`make bench`: attention and training-step time as a ratio to PyTorch's own attention.
 
 One process, one thread, interleaved: each round times every contender once, so that a busy machine slows all alike. The
-ratio is taken within a round; the table shows the median and the minimum over rounds. Absolute times are printed for the
-baseline alone, with the load, because on a shared machine only the ratio means something.
+ratio is taken within a round; the table shows the median and the minimum over rounds. Absolute times are printed for
+the baseline alone, with the load, because on a shared machine only the ratio means something.
 
     python -m benchmarks.run                      # attention, forward and backward, then a training step
     python -m benchmarks.run --rounds 15 --save   # and write benchmarks/results/cpu-DATE.json

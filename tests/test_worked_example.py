@@ -1,4 +1,4 @@
-"""CONTRIBUTING's worked example works: a mechanism in one file, from the grammar to the contract and the command line."""
+"""CONTRIBUTING's worked example works: one file, from the grammar to the contract and the command line."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ def run(arguments: list[str], plugin: Path | str = EXAMPLE) -> subprocess.Comple
 def test_the_example_obeys_the_contract() -> None:
     """Its own terms join the suite by themselves; Rule 1 (values and gradients), 3 (cache) and 4 (padding) run here."""
     done = run(
-        ["-m", "pytest", "tests/contract.py", "-q", "-p", "no:cacheprovider", "-m", "not full"]
-        + ["-k", "softmax_one and (Rule1 or Rule3 or Rule4)"]
+        [
+            *["-m", "pytest", "tests/contract.py", "-q", "-p", "no:cacheprovider", "-m", "not full"],
+            *["-k", "softmax_one and (Rule1 or Rule3 or Rule4)"],
+        ]
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert " passed" in done.stdout or "..." in done.stdout
+    assert "..." in done.stdout, "no test ran"
 
 
 @pytest.mark.parametrize(("spec", "says"), [("softmax_one", "chunked"), ("softmax_one+selective+window:9", "chunked")])

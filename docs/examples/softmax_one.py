@@ -2,8 +2,8 @@
 
     w_i = exp(x_i) / (1 + sum_j exp(x_j))
 
-(E. Miller, "Attention is off by one", a note of 2023.) Everything a mechanism needs is here: its place in the grammar, its
-dense formula, and a rule that lets it ride on the chunked kernel. Try it on real text, beside plain softmax:
+(E. Miller, "Attention is off by one", a note of 2023.) Everything a mechanism needs is here: its place in the grammar,
+its dense formula, and a rule that lets it ride on the chunked kernel. Try it on real text, beside plain softmax:
 
     CLEARHEAD_PLUGINS=docs/examples/softmax_one.py clearhead compare --attention softmax softmax_one --preset quick
 

@@ -1,0 +1,47 @@
+"""One run, in a process of its own: `python -m clearhead.compare.worker FOLDER PARENT`.
+
+The folder's `task.json` holds the configuration. Ends with 0 when the run has a result (finished or diverged), with
+`STOPPED` when it saved and stopped because it was asked to. `memory.json` says what the process needed at most.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from clearhead.compare.pool import STOPPED, write_json
+from clearhead.errors import UserError
+
+PARENT_CHECK_SECONDS = 2.0
+
+
+def main(folder: Path, parent: int) -> int:
+    """Train in `folder`; stop, saving, when the parent process is gone."""
+    threading.Thread(target=_stop_without, args=(parent,), daemon=True).start()
+    from clearhead.compare import environment
+    from clearhead.train.config import RunConfig
+    from clearhead.train.loop import train
+
+    task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    try:
+        result = train(RunConfig.from_dict(task["config"]), folder, progress=False)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    write_json(folder / "memory.json", {"peak_bytes": environment.peak_memory()})
+    return STOPPED if result.status == "interrupted" else 0
+
+
+def _stop_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
