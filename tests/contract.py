@@ -39,6 +39,14 @@ __all__ = ["TestRule6LowPrecision", "TestRule7Compile", "TestRule8UninitialisedM
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
+@pytest.fixture(autouse=True)
+def placed(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
+    """Say where in the table a test belongs, whatever becomes of it."""
+    told = getattr(getattr(request.node, "callspec", None), "params", {})
+    where = {name: str(told[name]) for name in ("spec", "backend", "dtype") if name in told}
+    record_property("place", {"rule": getattr(request.cls, "rule", 0), **where})
+
+
 @pytest.fixture
 def refused(record_property: Callable[[str, object], None]) -> Callable[..., bool]:
     """Ask whether a backend refuses a call, check that it really does, and record the reason for the table."""
@@ -112,14 +120,14 @@ class TestRule1EqualsTheReference:
         if not refused(inputs, backend):
             check(run(inputs, backend), truth(case, device), TOLERANCE[dtype])
 
-    @pytest.mark.parametrize("third", [0, *(pytest.param(part, marks=pytest.mark.full) for part in (1, 2))])
+    @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.full) for part in range(1, 6))])
     @pytest.mark.parametrize("bias", ["none", "alibi", "dense_keys"])
     @pytest.mark.parametrize("mask", MASKS)
-    def test_reference_by_hand(self, mask: str, bias: str, third: int, device: torch.device) -> None:
-        """Row by row in plain Python, sharing no code with the package. A third of the specs at a time."""
+    def test_reference_by_hand(self, mask: str, bias: str, part: int, device: torch.device) -> None:
+        """Row by row in plain Python, sharing no code with the package. A sixth of the specs at a time."""
         sizes = [(9, 9)] if MASKS[mask].square else [(9, 9), (4, 9), (9, 4)]
-        offset = third + list(MASKS).index(mask) + len(bias)
-        for spec in [s for i, s in enumerate(SPECS) if (i + i // 3 + offset) % 3 == 0]:
+        offset = part + list(MASKS).index(mask) + 2 * len(bias)
+        for spec in [s for i, s in enumerate(SPECS) if (i + offset) % 6 == 0]:
             small = replace(spec, pattern=Window(4)) if isinstance(spec.pattern, Window) else spec
             n, m = sizes[len(small.text) % len(sizes)]
             case = Case(small, mask, bias, n=n, m=m, d=3, e=2, h=2, g=1)

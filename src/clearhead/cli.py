@@ -189,12 +189,16 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
     data = asked.data.build(source=_source(asked.source), context=context)
     vocabulary = BYTE_VOCABULARY if data.tokenizer == "bytes" else data.vocab_size
     steps = DEFAULT_STEPS if asked.steps is None and asked.tokens is None else asked.steps
+    own_warmup = given(arguments, "--optim.warmup-steps") or given(arguments, "--optim.warmup_steps")
     config = RunConfig(
         model=asked.model.build(vocab_size=vocabulary, context=context),
         data=data,
-        optim=asked.optim.build(),
+        optim=asked.optim.build() if own_warmup else asked.optim.build(warmup_steps=0),
         train=asked.train.build(steps=steps, tokens=asked.tokens),
     )
+    if not own_warmup:  # the default, but never more than a tenth of a short run
+        warmup = min(start.optim.warmup_steps, config.total_steps // 10)
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, warmup_steps=warmup))
     return config, asked.out
 
 

@@ -121,7 +121,7 @@ def test_float_masks_carry_gradients(name: str) -> None:
     def call(x: Tensor) -> Tensor:
         return TWINS[name](q, k, v, x.masked_fill(~seen, -math.inf))
 
-    assert torch.autograd.gradcheck(call, (values,))
+    assert torch.autograd.gradcheck(call, (values,), fast_mode=True)
     (gradient,) = torch.autograd.grad(call(values).sum(), values)
     assert (gradient[~seen] == 0.0).all()
 

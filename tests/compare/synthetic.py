@@ -39,7 +39,7 @@ SESSION = {
 
 def plan(**changes: Any) -> ComparePlan:
     """A small plan: four arms unless told otherwise."""
-    return ComparePlan.build(**{"preset": "default", "steps": 300, **changes})
+    return ComparePlan.build(**{"preset": "default", "steps": 120, **changes})
 
 
 def write_comparison(
@@ -100,6 +100,7 @@ def synthetic_probe(made: ComparePlan, rng: np.random.Generator) -> dict[str, An
         "device": "cpu",
         "load_before": [0.1, 0.2, 0.3],
         "load_after": [1.0, 0.4, 0.3],
+        "busy": False,
         "arms": probe.summarise(rounds, made.baseline, tokens),
     }
 
@@ -135,7 +136,16 @@ def write_run(
         write_json(folder / "crash.json", {"exit_code": -9, "reason": "killed by SIGKILL (often: out of memory)"})
         return
     bits = [line["bits_per_byte"] for line in lines if line["kind"] == "eval"]
-    documents = [{"name": f"play {i}", "tokens": 1000, "bytes": 1000.0, "nats": end * 1000 * np.log(2)} for i in (1, 2)]
+    documents = [
+        {
+            "name": f"play {i}",
+            "tokens": 1000,
+            "bytes": 1000.0 * i,
+            "nats": end * 1000 * i * np.log(2),
+            "bits_per_byte": end,
+        }
+        for i in (1, 2)
+    ]
     summary = {
         "steps": stop,
         "tokens": stop * size,

@@ -151,6 +151,13 @@ def test_the_numbers_are_those_of_the_runs(folders):
     assert results["headline"].startswith("Better than softmax: laser; worse than softmax: self_adjust")
 
 
+def test_documents_are_compared_largest_first(folders):
+    results = strict((folders["plain"] / "results.json").read_text())
+    assert [row["name"] for row in results["documents"]] == ["play 2", "play 1"]
+    means = [arm["comparison"]["mean"] or 0.0 for arm in results["arms"]]
+    assert results["documents"][0]["differences"] == pytest.approx(means)
+
+
 def test_csv_has_one_line_for_each_run(folders):
     rows = list(csv.DictReader((folders["crashed"] / "results.csv").open()))
     assert [(row["arm"], int(row["seed"])) for row in rows] == [
@@ -173,8 +180,13 @@ def test_an_unfinished_comparison_says_what_is_missing(folders):
 
 def test_diverged_runs_are_shown_with_their_reason(folders):
     page = Page((folders["diverged"] / "report.html").read_text())
-    assert "laser, seed 1, diverged at step 100: loss or gradient not finite" in " ".join(page.text.split())
+    assert "laser, seed 1, diverged at step 40: loss or gradient not finite" in " ".join(page.text.split())
     assert "self_adjust diverged: none of its 5 runs finished" in page.text
+
+
+def test_a_baseline_without_a_finished_run_is_said_first(folders):
+    results = strict((folders["baseline diverged"] / "results.json").read_text())
+    assert results["headline"].startswith("Nothing to compare with, no run of the baseline softmax finished")
 
 
 def test_names_cannot_break_the_page(folders):

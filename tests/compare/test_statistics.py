@@ -110,7 +110,7 @@ def simulate(trials: int, effects: list[float], seeds: int, rng: np.random.Gener
 
 
 def test_equal_arms_are_called_different_in_at_most_five_percent_of_comparisons():
-    trials = 3000
+    trials = 2000
     comparisons = simulate(trials, [0.0, 0.0, 0.0], 5, np.random.default_rng(11))
     wrong = sum(any(c.verdict in (Verdict.BETTER, Verdict.WORSE) for c in arms) for arms in comparisons)
     assert wrong / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
@@ -118,7 +118,7 @@ def test_equal_arms_are_called_different_in_at_most_five_percent_of_comparisons(
 
 
 def test_an_effect_of_the_detectable_size_is_found_in_about_four_of_five_comparisons():
-    trials, sd = 3000, 0.01 * math.sqrt(2)  # of a difference of two runs
+    trials, sd = 2000, 0.01 * math.sqrt(2)  # of a difference of two runs
     effect = st.detectable_effect(sd, 5, comparisons=3)
     assert effect is not None
     found = sum(

@@ -11,8 +11,10 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
+from clearhead.compare.plan import TUNING_SEED
 from clearhead.compare.pool import Task, Worker
 from clearhead.compare.verdict import Status
 
@@ -114,7 +116,7 @@ class Progress:
         follower = self._follower(task)
         follower.poll()
         if status is not Status.FINISHED and self.show:
-            self.console.print(f"[yellow]{task.label}: {status}[/] {reason}", highlight=False)
+            self.console.print(f"[yellow]{escape(task.label)}: {status}[/] {escape(reason)}", highlight=False)
         elif self.show and not self.live:
             bits = follower.evaluation.get("bits_per_byte")
             value = f", validation {bits:.4f} bits per byte" if isinstance(bits, float) else ""
@@ -155,7 +157,7 @@ class Progress:
         count = f"{len(done)}/{len(tasks)}" + (f" [red]({failed} failed)[/]" if failed else "")
         active = [worker for worker in self.running if worker.task.arm == arm]
         if not active:
-            return [arm, count, "", "", "", "", "", ""]
+            return [escape(arm), count, "", "", "", self._mean_validation(tasks), "", ""]
         lines: list[tuple[str, ...]] = []
         for worker in active:
             step, evaluation = self._follower(worker.task).step, self._follower(worker.task).evaluation
@@ -168,10 +170,22 @@ class Progress:
                     _number(step.get("loss"), ".3f"),
                     _number(evaluation.get("bits_per_byte"), ".3f"),
                     _number(rate, ",.0f"),
-                    clock(pace * (worker.task.steps - at)) if pace else "",
+                    "scoring" if at >= worker.task.steps else clock(pace * (worker.task.steps - at)) if pace else "",
                 )
             )
-        return [arm, count, *("\n".join(column) for column in zip(*lines, strict=True))]
+        return [escape(arm), count, *("\n".join(column) for column in zip(*lines, strict=True))]
+
+    def _mean_validation(self, tasks: Sequence[Task]) -> str:
+        """Return the mean of the finished runs' last validation values; over a grid of rates it would mean nothing."""
+        values = []
+        for task in tasks:
+            if self.status.get(task.folder) is Status.FINISHED and task.seed < TUNING_SEED:
+                follower = self._follower(task)
+                if not follower.evaluation:
+                    follower.poll()
+                values.append(follower.evaluation.get("bits_per_byte"))
+        numbers = [value for value in values if isinstance(value, float)]
+        return f"mean {sum(numbers) / len(numbers):.3f}" if numbers else ""
 
 
 def _number(value: Any, form: str) -> str:

@@ -21,14 +21,15 @@ from typing import Any
 
 import numpy as np
 
+from clearhead.compare.environment import usable_cores
 from clearhead.compare.layout import Layout
 from clearhead.compare.plan import ComparePlan
 from clearhead.compare.pool import write_json
 
 WARM_UP = 3
-ROUNDS = 11
-SECONDS = 60.0
-"""A slow plan stops at `LEAST_ROUNDS` once it has taken this long."""
+ROUNDS = 51
+SECONDS = 10.0
+"""Once it has taken this long, it ends with the rounds it has, if they are at least `LEAST_ROUNDS`."""
 LEAST_ROUNDS = 9
 
 
@@ -44,7 +45,7 @@ def probe(plan: ComparePlan) -> dict[str, Any]:
     from clearhead.train.loop import Run
     from clearhead.train.world import World
 
-    before = load_average()
+    before, cores = load_average(), usable_cores()
     configs = {arm.name: arm.apply(plan.base) for arm in plan.arms}
     seconds: dict[str, list[float]] = {name: [] for name in configs}
     with World.join(plan.base.train) as world, tempfile.TemporaryDirectory() as scratch:
@@ -75,6 +76,7 @@ def probe(plan: ComparePlan) -> dict[str, Any]:
         "device": str(world.device),
         "load_before": before,
         "load_after": load_average(),
+        "busy": before is not None and before[0] > cores / 2,
         "arms": summarise(seconds, plan.baseline, tokens),
     }
 

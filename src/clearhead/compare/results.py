@@ -26,6 +26,7 @@ from clearhead.compare.verdict import Comparison, Outcomes, Status, Verdict, com
 FORMAT = "clearhead.compare/1"
 CONFIDENCE = 0.95
 POWER = 0.8
+LARGEST_DOCUMENTS = 20
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "clearhead": importlib.metadata.version("clearhead"),
         "complete": not missing,
         "missing": missing,
-        "headline": headline(plan, comparisons, missing),
+        "headline": headline(plan, comparisons, missing, records[plan.baseline]),
         "plan": plan.identity(),
         "definitions": {
             "confidence": CONFIDENCE,
@@ -57,6 +58,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "data": resolved.get("data"),
         "budget": resolved.get("budget"),
         "arms": [arm_results(plan, arm, records, comparisons[arm.name], resolved, probe) for arm in plan.arms],
+        "documents": by_document(plan, records),
         "tuning": tuning.summary(plan, layout),
         "probe": probe,
         "sessions": (sessions := _read_lines(layout.sessions)),
@@ -87,7 +89,9 @@ def judge(plan: ComparePlan, records: Mapping[str, Sequence[Record]]) -> dict[st
     return result
 
 
-def headline(plan: ComparePlan, comparisons: Mapping[str, Comparison], missing: Sequence[str]) -> str:
+def headline(
+    plan: ComparePlan, comparisons: Mapping[str, Comparison], missing: Sequence[str], baseline: Sequence[Record]
+) -> str:
     """Say the outcome in one line."""
     if missing:
         total = len(plan.arms) * len(plan.seeds)
@@ -104,7 +108,10 @@ def headline(plan: ComparePlan, comparisons: Mapping[str, Comparison], missing: 
         Verdict.CRASHED: "crashed: {names}",
         Verdict.NOT_JUDGED: "not judged: {names}",
     }
-    parts = [
+    parts = []
+    if not any(run.status is Status.FINISHED for run in baseline):
+        parts.append(f"nothing to compare with, no run of the baseline {plan.baseline} finished")
+    parts += [
         form.format(base=plan.baseline, names=", ".join(groups[verdict]))
         for verdict, form in words.items()
         if verdict in groups
@@ -158,6 +165,35 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
         return {"n": 0, "mean": None, "sd": None, "low": None, "high": None}
     sd = float(x.std(ddof=1)) if x.size > 1 else None
     return {"n": int(x.size), "mean": float(x.mean()), "sd": sd, "low": float(x.min()), "high": float(x.max())}
+
+
+def by_document(plan: ComparePlan, records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
+    """Return, for each of the largest test documents, every arm's mean paired difference on that document alone.
+
+    The intervals speak of seeds; this shows whether an effect is spread over the text or sits in one document.
+    """
+    scores = {
+        (run.arm, run.seed): {document["name"]: document for document in run.documents}
+        for runs in records.values()
+        for run in runs
+        if run.status is Status.FINISHED
+    }
+    base = {seed: scores[plan.baseline, seed] for seed in plan.seeds if (plan.baseline, seed) in scores}
+    if not base:
+        return []
+    sizes = {name: document["bytes"] for name, document in next(iter(base.values())).items()}
+    rows = []
+    for name in sorted(sizes, key=lambda name: -sizes[name])[:LARGEST_DOCUMENTS]:
+        differences = []
+        for arm in plan.arms:
+            pairs = [
+                scores[arm.name, seed][name]["bits_per_byte"] - documents[name]["bits_per_byte"]
+                for seed, documents in base.items()
+                if name in documents and name in scores.get((arm.name, seed), {})
+            ]
+            differences.append(float(np.mean(pairs)) if pairs else None)
+        rows.append({"name": name, "bytes": sizes[name], "differences": differences})
+    return rows
 
 
 def gradient(runs: Sequence[Record]) -> dict[str, Any] | None:
