@@ -249,10 +249,9 @@ def test_workers_save_and_stop_when_the_command_that_started_them_is_killed(text
         time.sleep(0.05)
     parent.kill()
     parent.communicate()
-    while time.monotonic() < deadline and not (task.folder / "memory.json").exists():
+    while time.monotonic() < deadline and not list(task.folder.glob("checkpoint/step-*")):
         time.sleep(0.05)
-    assert list(task.folder.glob("checkpoint*"))
-    assert json.loads((task.folder / "memory.json").read_text())["peak_bytes"] > 1e7
+    assert list(task.folder.glob("checkpoint/step-*"))
     assert not (task.folder / "result.json").exists()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-from pathlib import Path
 from typing import Any
 
 from clearhead.train.config import RunConfig
@@ -47,18 +46,3 @@ def total_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-
-
-def peak_memory() -> int | None:
-    """Return the most resident memory that this process ever held, in bytes; None where the system does not say.
-
-    From VmHWM and not from `getrusage`: a process started by a large parent inherits the parent's peak there (Linux
-    keeps it over exec), so that small runs would all report the memory of the comparison that started them.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return None

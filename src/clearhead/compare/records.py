@@ -43,7 +43,6 @@ class Record:
 def load_record(folder: Path, arm: str, seed: int) -> Record:
     """Read one run folder; a folder that does not exist is a missing run."""
     result = _read_json(folder / "result.json")
-    memory = _read_json(folder / "memory.json") or {}
     crash = _read_json(folder / "crash.json")
     config = _read_json(folder / "config.json") or {}
     train, evals, skipped = read_metrics(folder / "metrics.jsonl")
@@ -58,7 +57,7 @@ def load_record(folder: Path, arm: str, seed: int) -> Record:
     status, reason, test = Status(result["status"]), str(result["reason"]), _finite(summary["test_bits_per_byte"])
     if status is Status.FINISHED and test is None:
         status, reason = Status.DIVERGED, "the test value is not finite"
-    gpu, own = summary.get("peak_gpu_memory_bytes"), memory.get("peak_bytes") or summary["peak_memory_bytes"]
+    gpu, own = summary.get("peak_gpu_memory_bytes"), summary["peak_memory_bytes"]
     return Record(
         arm,
         seed,

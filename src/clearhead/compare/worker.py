@@ -1,7 +1,7 @@
 """One run, in a process of its own: `python -m clearhead.compare.worker FOLDER PARENT`.
 
 The folder's `task.json` holds the configuration. Ends with 0 when the run has a result (finished or diverged), with
-`STOPPED` when it saved and stopped because it was asked to. `memory.json` says what the process needed at most.
+`STOPPED` when it saved and stopped because it was asked to.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from clearhead.compare.pool import STOPPED, write_json
+from clearhead.compare.pool import STOPPED
 from clearhead.errors import UserError
 
 PARENT_CHECK_SECONDS = 2.0
@@ -23,7 +23,6 @@ PARENT_CHECK_SECONDS = 2.0
 def main(folder: Path, parent: int) -> int:
     """Train in `folder`; stop, saving, when the parent process is gone."""
     threading.Thread(target=_stop_without, args=(parent,), daemon=True).start()
-    from clearhead.compare import environment
     from clearhead.train.config import RunConfig
     from clearhead.train.loop import train
 
@@ -33,7 +32,6 @@ def main(folder: Path, parent: int) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    write_json(folder / "memory.json", {"peak_bytes": environment.peak_memory()})
     return STOPPED if result.status == "interrupted" else 0
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,18 @@ def load_average() -> list[float] | None:
 
 
 def peak_memory_bytes() -> int | None:
-    """Return the largest resident size that this process ever had, whatever filled it; None on Windows."""
+    """Return the most resident memory that this process ever held; None where the system does not say.
+
+    On Linux from VmHWM and not from `getrusage`, where a process that a large parent started inherits the parent's peak
+    (it is kept over exec): every small run of a comparison would report the memory of the comparison.
+    """
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
-    except ImportError:
+    except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
