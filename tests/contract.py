@@ -32,7 +32,18 @@ from tests.contract_practice import (
     TestRule8UninitialisedMemory,
     TestRule9Dropout,
 )
-from tests.contract_tools import TOLERANCE, by_hand, check, error_of, is_laser, refusal, run, same, sweep, truth
+from tests.contract_tools import (
+    TOLERANCE,
+    by_hand,
+    check,
+    error_of,
+    is_laser,
+    refusal,
+    run,
+    same,
+    sweep,
+    true_for,
+)
 
 __all__ = ["TestRule6LowPrecision", "TestRule7Compile", "TestRule8UninitialisedMemory", "TestRule9Dropout"]
 
@@ -100,7 +111,7 @@ SHAPES = [
     dict(mask="causal", n=144, m=144, bias="alibi", h=4),
     dict(mask="causal", n=63, m=63, bias="alibi:fixed"),
     dict(mask="none", n=63, m=63, bias="dense", h=4),
-    dict(mask="causal_left", n=63, m=63, bias="dense_keys"),
+    dict(mask="causal_left", n=144, m=144, bias="dense_keys"),  # several tiles add to one gradient
     dict(mask="dense", n=63, m=63, bias="dense_batch", h=4),
     dict(mask="causal_right", n=63, m=63, bias="dense:fixed"),
     dict(mask="window", n=200, m=200, b=1, bias="alibi"),
@@ -117,8 +128,9 @@ class TestRule1EqualsTheReference:
         self, case: Case, backend: str, dtype: str, device: torch.device, refused: Callable[..., bool]
     ) -> None:
         inputs = make_inputs(case, DTYPES[dtype], device)
-        if not refused(inputs, backend):
-            check(run(inputs, backend), truth(case, device), TOLERANCE[dtype])
+        if refused(inputs, backend):
+            return
+        check(run(inputs, backend), true_for(inputs), TOLERANCE[dtype])
 
     @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.full) for part in range(1, 6))])
     @pytest.mark.parametrize("bias", ["none", "alibi", "dense_keys"])
@@ -496,4 +508,4 @@ class TestRule5GroupsAndCross:
     ) -> None:
         inputs = make_inputs(case, DTYPES[dtype], device)
         if not refused(inputs, backend):
-            check(run(inputs, backend), truth(case, device), TOLERANCE[dtype])
+            check(run(inputs, backend), true_for(inputs), TOLERANCE[dtype])

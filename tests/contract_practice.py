@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +12,22 @@ from torch import Tensor
 
 from clearhead.attention.attend import attend
 from clearhead.attention.mask import Mask
-from clearhead.attention.selective import selective
 from clearhead.attention.spec import AttentionSpec, Laser, SelfAdjust, Softmax
 from tests.conftest import poison
 from tests.contract_cases import BACKEND_NAMES, DTYPES, PLAIN, SPECS, Case, Inputs, make_inputs
-from tests.contract_tools import IDEAS, TOLERANCE, Result, check, error_of, is_laser, run, same, sweep, truth
+from tests.contract_tools import (
+    IDEAS,
+    TOLERANCE,
+    Result,
+    check,
+    error_of,
+    exact_after_temperatures,
+    is_laser,
+    run,
+    same,
+    sweep,
+    truth,
+)
 
 LASERS = ["laser", "laser+selective", "laser+window:40"]
 backends = pytest.mark.parametrize("backend", BACKEND_NAMES)
@@ -52,22 +62,6 @@ def fused_rival(inputs: Inputs) -> Result:
         if "tau_v" in t:
             v = (v * t["tau_v"]).to(dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=told, enable_gqa=c.h != c.g)
-
-    return run(inputs, "", call=call)
-
-
-def exact_after_temperatures(inputs: Inputs, dtype: torch.dtype | None = None) -> Result:
-    """The float64 reference on queries, keys and values as the temperatures leave them, rounded to their dtype.
-
-    That rounding moves scores, and Self-Adjust's gradient jumps where the largest or smallest score changes place.
-    """
-    spec, dtype = inputs.case.spec, dtype or inputs.tensors["q"].dtype
-
-    def call(t: dict[str, Tensor]) -> Tensor:
-        told = {f"{n}_temperature": t.get(f"tau_{n[0]}") for n in ("query", "key", "value")}
-        q, k, v = (x.double() for x in selective(t["q"], t["k"], t["v"], **told))
-        bare = replace(spec, temperature=None)
-        return attend(q, k, v, bare, mask=inputs.mask, bias=inputs.bias(), backend="reference").out.to(dtype)
 
     return run(inputs, "", call=call)
 
@@ -200,7 +194,6 @@ class TestRule6LowPrecision:
         if not loose:
             check(result, true, max(tolerance, 2e-5 if dtype == "fp32" else 0.0))
 
-    @pytest.mark.xfail(strict=True, reason="defect: log A is clamped at the log of the smallest number of fp32")
     @backends
     def test_laser_weights_below_the_smallest_number(
         self, backend: str, device: torch.device, refused: Callable[..., bool]

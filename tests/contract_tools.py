@@ -11,7 +11,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from clearhead.attention.attend import attend
 from clearhead.attention.bias import ALiBi, DenseBias
 from clearhead.attention.explain import explain
+from clearhead.attention.selective import selective
 from clearhead.attention.spec import AttentionSpec, Laser, SelfAdjust, Softmax
 from tests.contract_cases import BACKEND_NAMES, SPECS, Case, Inputs, make_inputs, offsets_by_hand, sees_by_hand
 
@@ -64,6 +65,30 @@ def truth(case: Case, device: torch.device) -> Result:
     return run(make_inputs(case, torch.float64, device), "reference")
 
 
+def exact_after_temperatures(inputs: Inputs, dtype: torch.dtype | None = None) -> Result:
+    """The float64 reference on queries, keys and values as the temperatures leave them, rounded to their dtype.
+
+    That rounding moves scores, and Self-Adjust's gradient jumps where the largest or smallest score changes place.
+    """
+    spec, dtype = inputs.case.spec, dtype or inputs.tensors["q"].dtype
+
+    def call(t: dict[str, Tensor]) -> Tensor:
+        told = {f"{n}_temperature": t.get(f"tau_{n[0]}") for n in ("query", "key", "value")}
+        q, k, v = (x.double() for x in selective(t["q"], t["k"], t["v"], **told))
+        bare = replace(spec, temperature=None)
+        return attend(q, k, v, bare, mask=inputs.mask, bias=inputs.bias(), backend="reference").out.to(dtype)
+
+    return run(inputs, "", call=call)
+
+
+def true_for(inputs: Inputs) -> Result:
+    """The truth that a run is held to: `truth`, or in half precision with temperatures `exact_after_temperatures`."""
+    q = inputs.tensors["q"]
+    if inputs.case.spec.temperature is not None and q.dtype in (torch.bfloat16, torch.float16):
+        return exact_after_temperatures(inputs)
+    return truth(inputs.case, q.device)
+
+
 def refusal(inputs: Inputs, backend: str, **more: object) -> str | None:
     """Why a backend refuses this call, or None. The refusal is checked: `attend` raises with the same words."""
     t = inputs.tensors
@@ -93,9 +118,11 @@ def check(result: Result, true: Result, tolerance: float) -> None:
     wrong = []
     for (name, x), (_, t) in zip(result.items(), true.items(), strict=True):
         assert x.shape == t.shape, f"{name}: shape {tuple(x.shape)}, expected {tuple(t.shape)}"
-        error = error_of(x, t)
-        if not error <= tolerance:  # NaN fails too
-            wrong.append(f"{name}: relative error {error:.2e} > {tolerance:.0e}")
+        # One number for a whole head takes a sum over all tokens that mostly cancels: half precision loses more there.
+        summed = name == "d tau_q" and x.numel() < result.out.shape[1] * 2 and result.out.dtype.itemsize == 2
+        error, limit = error_of(x, t), tolerance * (4 if summed else 1)
+        if not error <= limit:  # NaN fails too
+            wrong.append(f"{name}: relative error {error:.2e} > {limit:.1e}")
     assert not wrong, "; ".join(wrong)
 
 

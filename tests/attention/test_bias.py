@@ -80,10 +80,7 @@ def test_dense_bias_of_numbers_is_a_shift_of_scores(backend: str) -> None:
     assert out.item() == pytest.approx((1 + 20 + 500) / 8)
 
 
-ROUNDED = pytest.mark.xfail(strict=True, reason="defect: SDPA is given the bias in the dtype of the queries")
-
-
-@pytest.mark.parametrize("backend", [pytest.param("sdpa", marks=ROUNDED), "chunked", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "chunked", "reference"])
 def test_low_precision_keeps_alibi_distances(backend: str) -> None:
     """Scores of a bf16 model with fp32 slopes: a distance of 1000 may not be rounded to bf16's 2^-8."""
     n = 1025

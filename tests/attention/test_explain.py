@@ -80,7 +80,6 @@ def test_temperatures_need_not_be_given_and_errors_are_attends_own() -> None:
         explain("softmax", LIKE, bias=DenseBias(torch.zeros(1, 3, 16, 16)))
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the cache is appended to before a backend is asked")
 def test_a_refused_call_leaves_the_cache_alone() -> None:
     """A caller may catch the refusal and try another backend; `explain` with a cache only looks."""
     cache = KVCache.allocate(1, 2, 32, 8)

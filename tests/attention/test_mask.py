@@ -110,13 +110,11 @@ def test_visible_count_of_a_long_mask_is_cheap() -> None:
     assert count[1, 0, [0, 4, 50, 103, 104]].tolist() == [1, 5, 5, 1, 0]
 
 
-@pytest.mark.xfail(strict=True, reason="defect: torch.cat of nothing, where there is no closed form")
 def test_visible_count_of_no_queries() -> None:
     assert Mask.causal(prefix=2).visible_count(0, 5, CPU).shape[-1] == 0
     assert Mask.causal().visible_count(0, 5, CPU).shape[-1] == 0
 
 
-@pytest.mark.xfail(strict=True, reason="defect: unseen_keys indexes a scalar")
 def test_no_bound_at_all_sees_everything() -> None:
     mask = Mask.key_range(None, None).resolve(2, 3)
     assert dense(mask, 1, 1, 2, 3).all()

@@ -180,7 +180,6 @@ def test_absent_or_unwanted_temperatures_are_errors() -> None:
         attend(q, k, v, "laser", temperatures=Temperatures(query=torch.ones(1, 1, 1, 1)))
 
 
-@pytest.mark.xfail(strict=True, reason="defect: temperatures without a single tensor pass, and do nothing")
 def test_empty_temperatures_are_an_error() -> None:
     with pytest.raises(ValueError, match="needs its temperatures"):
         attend(*qkv(), "selective", temperatures=Temperatures())

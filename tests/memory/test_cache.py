@@ -188,7 +188,6 @@ def test_what_does_not_fit_is_said() -> None:
         cache.crop(-1)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: values of width 1 are spread over the buffer's width, others crash")
 @pytest.mark.parametrize("width", [1, D + 1])
 def test_values_of_another_width(width: int) -> None:
     cache = KVCache.allocate(B, G, 6, D)

@@ -30,6 +30,14 @@ class State(Protocol):
         """Take this call's keys and values; return all keys and values, and the call's mask over them."""
         ...
 
+    def mark(self) -> Any:
+        """What `rollback` needs to forget later appends."""
+        ...
+
+    def rollback(self, mark: Any) -> None:
+        """Forget everything appended since `mark`."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionOutput:
@@ -76,13 +84,19 @@ def attend(
 
     Raises `ValueError` or `TypeError` with what was expected, what was got and what to do.
     """
-    call, state = make_call(
-        query, key, value, spec, mask=mask, bias=bias, temperatures=temperatures, scale=scale, dropout_p=dropout_p,
-        state=state,
-    )  # fmt: skip
-    out = choose(call, backend).run(call)
-    names = tuple(want)
-    return AttentionOutput(out, state, measure(call, names) if names else {})
+    before = None if state is None else state.mark()
+    try:
+        call = make_call(
+            query, key, value, spec, mask=mask, bias=bias, temperatures=temperatures, scale=scale, dropout_p=dropout_p,
+            state=state,
+        )  # fmt: skip
+        out = choose(call, backend).run(call)
+        names = tuple(want)
+        return AttentionOutput(out, state, measure(call, names) if names else {})
+    except Exception:
+        if state is not None:
+            state.rollback(before)  # a refused call leaves the cache as it was
+        raise
 
 
 def make_call(
@@ -97,7 +111,7 @@ def make_call(
     scale: float | None = None,
     dropout_p: float = 0.0,
     state: State | None = None,
-) -> tuple[Call, State | None]:
+) -> Call:
     """Check the arguments of `attend` and decide everything but the backend."""
     spec = _parse(spec)
     check_tensors(query, key, value)
@@ -119,7 +133,7 @@ def make_call(
     if bias is not None:
         bias.check(b, h, n, m)
     scale = 1.0 / math.sqrt(d) if scale is None else float(scale)
-    return zero_unseen(Call(query, key, value, spec, mask, bias, scale, dropout_p)), state
+    return zero_unseen(Call(query, key, value, spec, mask, bias, scale, dropout_p))
 
 
 _PARSED: dict[str, AttentionSpec] = {}
@@ -151,7 +165,7 @@ def _apply_temperatures(
                 f"temperatures were given but attention {spec.text!r} has none; write {spec.text}+selective"
             )
         return q, k, v
-    if temperatures is None:
+    if temperatures is None or (temperatures.query is temperatures.key is temperatures.value is None):
         raise ValueError(
             f"attention {spec.text!r} needs its temperatures: pass temperatures=Temperatures(query=..., value=...), "
             "or use clearhead's Attention layer, which learns them"

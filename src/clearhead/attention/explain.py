@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from clearhead.attention.attend import make_call
 from clearhead.attention.backends import BACKENDS
-from clearhead.attention.selective import Temperatures
 from clearhead.attention.spec import AttentionSpec
 
 
@@ -42,16 +41,19 @@ class Explanation:
 
 
 def explain(spec: AttentionSpec | str, like: tuple[Tensor, Tensor, Tensor], **arguments: Any) -> Explanation:
-    """Tell what `attend(*like, spec, **arguments)` would run on (mask, bias, scale, dropout_p as there).
+    """Tell what `attend(*like, spec, **arguments)` would run on (mask, bias, scale, dropout_p, state as there).
 
     Temperatures need not be given: they do not change the choice. Raises what `attend` would raise.
     """
     spec = AttentionSpec.parse(spec)
-    if arguments.pop("state", None) is not None:
-        raise ValueError("explain: a state would be appended to; explain the call it leads to, with the mask's offset")
-    if spec.temperature is not None:
-        arguments.setdefault("temperatures", Temperatures())
-    call, _ = make_call(*like, spec, **arguments)
+    asked = spec if "temperatures" in arguments else replace(spec, temperature=None)
+    state = arguments.get("state")
+    before = None if state is None else state.mark()
+    try:
+        call = make_call(*like, asked, **arguments)
+    finally:
+        if state is not None:
+            state.rollback(before)  # explain only looks
     verdicts, served = [], False
     for backend in BACKENDS.values():
         reason = backend.refuse(call)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clearhead.attention.call import Call
-from clearhead.attention.reference import attention_weights, scores_of, working_dtype
+from clearhead.attention.reference import DENSE_WEIGHTS, visible_scores
 from clearhead.attention.terms import Rows
 from clearhead.errors import unknown
 
@@ -33,9 +33,9 @@ def measure(call: Call, names: Sequence[str]) -> dict[str, Tensor]:
     for first in range(0, n, BLOCK):
         q = call.q[:, :, first : first + BLOCK]
         rows = Rows(torch.arange(first, first + q.shape[2], device=q.device), keys, call.mask.resolved_offset())
-        weights, visible = attention_weights(q, call.k, call.spec, call.mask, call.bias, call.scale, rows)
-        dtype = working_dtype(q.dtype)
-        x = scores_of(q.to(dtype), call.k.to(dtype), call.bias, rows, call.scale).masked_fill(~visible, float("-inf"))
+        scores, visible = visible_scores(q, call.k, call.mask, call.bias, call.scale, rows)
+        weights = DENSE_WEIGHTS[type(call.spec.weights)](call.spec.weights, scores, visible)
+        x = scores.masked_fill(~visible, float("-inf"))
         for name in names:
             parts[name].append(_one(name, weights, visible, x))
     return {name: torch.cat(blocks, dim=2) for name, blocks in parts.items()}

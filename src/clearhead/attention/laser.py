@@ -30,8 +30,8 @@ from torch import Tensor
 from clearhead.attention.bias import BIASES, Bias
 from clearhead.attention.call import Call, float64_available
 from clearhead.attention.mask import Mask
-from clearhead.attention.precision import without_autocast
-from clearhead.attention.reference import attention_weights, working_dtype
+from clearhead.attention.precision import without_autocast, working_dtype
+from clearhead.attention.reference import laser_terms, log_weights, visible_scores
 from clearhead.attention.spec import AttentionSpec
 from clearhead.attention.terms import Rows
 from clearhead.kernels.chunked import chunked_backward, chunked_forward
@@ -205,10 +205,10 @@ def _exact_blocks(plan: _Plan):  # type: ignore[no-untyped-def]
     for first in range(0, n, step):
         rows = slice(first, min(first + step, n))
         block = Rows(torch.arange(rows.start, rows.stop, device=plan.q.device), keys, plan.mask.resolved_offset())
-        a, visible = attention_weights(plan.q[:, :, rows], plan.k, plan.spec, plan.mask, plan.bias, plan.scale, block)
-        log_a = a.clamp_min(torch.finfo(a.dtype).tiny).log().masked_fill(~visible, float("-inf"))
-        some = visible.any(dim=-1, keepdim=True)
-        yield rows, block, a, log_a.masked_fill(~some, 0.0).unsqueeze(-1) + v.unsqueeze(2), some
+        scores, visible = visible_scores(plan.q[:, :, rows], plan.k, plan.mask, plan.bias, plan.scale, block)
+        log_a = log_weights(plan.spec.weights, scores, visible)
+        a = log_a.exp().masked_fill(~visible, 0.0)
+        yield rows, block, a, laser_terms(log_a, visible, v), visible.any(dim=-1, keepdim=True)
 
 
 def _exact(plan: _Plan) -> Tensor:

@@ -51,7 +51,7 @@ class Mask:
         for name, t in (("start", start), ("end", end)):
             if t is not None and (t.dim() != 1 or t.is_floating_point() or t.dtype == torch.bool):
                 raise ValueError(f"Mask: {name} must be a 1-d integer tensor [batch], got {t.dtype} {tuple(t.shape)}")
-        return cls((KeyRange(start, end),))
+        return cls() if start is None and end is None else cls((KeyRange(start, end),))
 
     @classmethod
     def segments(cls, query: Tensor, key: Tensor | None = None) -> Mask:
@@ -150,7 +150,7 @@ class Mask:
             return mask._count_of_interval(n, m, device)
         keys = torch.arange(m, device=device)
         counts = []
-        for first in range(0, n, 1024):
+        for first in range(0, max(n, 1), 1024):
             rows = Rows(torch.arange(first, min(first + 1024, n), device=device), keys, mask.resolved_offset())
             seen = mask.visible(rows)
             assert seen is not None  # a mask without terms is an interval

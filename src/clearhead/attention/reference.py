@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clearhead.attention.bias import Bias
 from clearhead.attention.mask import Mask
-from clearhead.attention.precision import without_autocast
+from clearhead.attention.precision import without_autocast, working_dtype
 from clearhead.attention.spec import AttentionSpec, Laser, SelfAdjust, Softmax, Weights
 from clearhead.attention.terms import Rows
 
@@ -68,13 +68,18 @@ def self_adjust_weights(choice: SelfAdjust, scores: Tensor, visible: Tensor) -> 
     return r * s
 
 
-def laser_read(weights_bhnm: Tensor, visible_bhnm: Tensor, v_bhmd: Tensor) -> Tensor:
+def laser_read(log_a_bhnm: Tensor, visible_bhnm: Tensor, v_bhmd: Tensor) -> Tensor:
     """O = log(sum_k A_k exp(V_k)), as a log-sum-exp over keys for each channel: right for any values."""
     some_bhn1 = visible_bhnm.any(dim=-1, keepdim=True)
-    tiny = torch.finfo(weights_bhnm.dtype).tiny
-    log_a = weights_bhnm.clamp_min(tiny).log().masked_fill(~visible_bhnm, float("-inf")).masked_fill(~some_bhn1, 0.0)
-    out_bhnd = torch.logsumexp(log_a.unsqueeze(-1) + v_bhmd.unsqueeze(-3), dim=-2)
+    out_bhnd = torch.logsumexp(laser_terms(log_a_bhnm, visible_bhnm, v_bhmd), dim=-2)
     return out_bhnd.masked_fill(~some_bhn1, 0.0)
+
+
+def laser_terms(log_a_bhnm: Tensor, visible_bhnm: Tensor, v_bhmd: Tensor) -> Tensor:
+    """log A + V, [b, h, n, m, d]: -inf for hidden keys, finite in rows that see nothing."""
+    some_bhn1 = visible_bhnm.any(dim=-1, keepdim=True)
+    log_a = log_a_bhnm.masked_fill(~visible_bhnm, float("-inf")).masked_fill(~some_bhn1, 0.0)
+    return log_a.unsqueeze(-1) + v_bhmd.unsqueeze(-3)
 
 
 def scores_of(q_bhnd: Tensor, k_bgmd: Tensor, bias: Bias | None, rows: Rows, scale: float) -> Tensor:
@@ -84,27 +89,25 @@ def scores_of(q_bhnd: Tensor, k_bgmd: Tensor, bias: Bias | None, rows: Rows, sca
     return scores if bias is None else scores + bias.block(rows).to(scores.dtype)
 
 
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 stays; everything else is computed in float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def attention_weights(
-    q_bhnd: Tensor,
-    k_bgmd: Tensor,
-    spec: AttentionSpec,
-    mask: Mask,
-    bias: Bias | None,
-    scale: float,
-    rows: Rows,
+def visible_scores(
+    q_bhnd: Tensor, k_bgmd: Tensor, mask: Mask, bias: Bias | None, scale: float, rows: Rows
 ) -> tuple[Tensor, Tensor]:
-    """Weights and visibility, both [b, h, n', m'], for a block of rows (`q_bhnd` holds just those rows)."""
+    """Scores in working precision and visibility, both [b, h, n', m'], for a block of rows (all that `q_bhnd` has)."""
     dtype = working_dtype(q_bhnd.dtype)
     scores = scores_of(q_bhnd.to(dtype), k_bgmd.to(dtype), bias, rows, scale)
     seen = mask.visible(rows)
     everything = torch.ones((), dtype=torch.bool, device=scores.device)
-    visible = (everything if seen is None else seen).expand(scores.shape)
-    return DENSE_WEIGHTS[type(spec.weights)](spec.weights, scores, visible), visible
+    return scores, (everything if seen is None else seen).expand(scores.shape)
+
+
+def log_weights(choice: Weights, scores: Tensor, visible: Tensor) -> Tensor:
+    """Log of the weights; what is hidden may hold anything. For softmax without the underflow of exp: LASER can lift a
+    weight of e^-200 with a value of 300."""
+    if isinstance(choice, Softmax):
+        some = visible.any(dim=-1, keepdim=True)
+        return scores.masked_fill(~visible, float("-inf")).masked_fill(~some, 0.0).log_softmax(dim=-1)
+    weights = DENSE_WEIGHTS[type(choice)](choice, scores, visible)
+    return weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
 
 
 @without_autocast
@@ -123,10 +126,11 @@ def reference_attention(
     if m == 0:  # nobody sees anything; a zero that the graph still passes through
         return (q_bhnd.sum(dim=-1, keepdim=True) * 0.0).expand(*q_bhnd.shape[:3], v_bgmd.shape[-1])
     rows = Rows(torch.arange(n, device=device), torch.arange(m, device=device), mask.resolved_offset())
-    weights, visible = attention_weights(q_bhnd, k_bgmd, spec, mask, bias, scale, rows)
-    v_bhmd = v_bgmd.to(weights.dtype).repeat_interleave(q_bhnd.shape[1] // v_bgmd.shape[1], dim=1)
+    scores, visible = visible_scores(q_bhnd, k_bgmd, mask, bias, scale, rows)
+    v_bhmd = v_bgmd.to(scores.dtype).repeat_interleave(q_bhnd.shape[1] // v_bgmd.shape[1], dim=1)
     if isinstance(spec.read, Laser):
-        out = laser_read(weights, visible, v_bhmd)
+        out = laser_read(log_weights(spec.weights, scores, visible), visible, v_bhmd)
     else:
+        weights = DENSE_WEIGHTS[type(spec.weights)](spec.weights, scores, visible)
         out = torch.dropout(weights, dropout_p, train=dropout_p > 0.0) @ v_bhmd
     return out.to(q_bhnd.dtype)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clearhead.attention.bias import Bias
 from clearhead.attention.mask import Mask
+from clearhead.attention.precision import working_dtype
 from clearhead.attention.spec import Softmax
 from clearhead.attention.terms import Band, Causal, Rows, Term
 from clearhead.kernels.rule import Hidden, TileRule, tile_rule
@@ -90,7 +91,7 @@ def sdpa_attention(
     if bias is None:
         told = seen
     else:
-        told = bias.block(rows).to(q_bhnd.dtype)
+        told = bias.block(rows).to(working_dtype(q_bhnd.dtype))  # half precision would round distances
         if seen is not None:
             told = torch.where(seen, told, float("-inf"))
     if told is not None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clearhead.attention.bias import BIASES, Bias
 from clearhead.attention.mask import Mask
-from clearhead.attention.precision import without_autocast
+from clearhead.attention.precision import without_autocast, working_dtype
 from clearhead.attention.spec import AttentionSpec
 from clearhead.attention.terms import Rows
 from clearhead.kernels.rule import TILE_RULES, Hidden, TileRule
@@ -102,7 +102,7 @@ class _Call:
         self, q: Tensor, k: Tensor, v: Tensor, spec: str, mask: str, mask_tensors: list[Tensor], bias: str,
         bias_tensors: list[Tensor], scale: float, dropout_p: float, seed: Tensor,
     ) -> None:  # fmt: skip
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        dtype = working_dtype(q.dtype)
         self.q, self.k, self.v = q.to(dtype), k.to(dtype), v.to(dtype)
         weights = AttentionSpec.parse(spec).weights
         self.rule: TileRule = TILE_RULES[type(weights)](weights)
@@ -166,8 +166,7 @@ def chunked_forward(
 
 @chunked_forward.register_fake
 def _(q, k, v, spec, mask, mask_tensors, bias, bias_tensors, scale, dropout_p, seed):  # type: ignore[no-untyped-def]
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(*q.shape[:3], v.shape[-1], dtype=dtype)
+    return q.new_empty(*q.shape[:3], v.shape[-1], dtype=working_dtype(q.dtype))
 
 
 @torch.library.custom_op("clearhead::chunked_attention_backward", mutates_args=())
@@ -219,8 +218,7 @@ def _accumulate(target_bgmd: Tensor, tile: Tile, rows_by_keys: Tensor, rows_by_d
 
 @chunked_backward.register_fake
 def _(d_out, out, q, k, v, spec, mask, mask_tensors, bias, bias_tensors, scale, dropout_p, seed, want_bias):  # type: ignore[no-untyped-def]  # fmt: skip
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    gradients = [torch.empty_like(t, dtype=dtype) for t in (q, k, v)]
+    gradients = [torch.empty_like(t, dtype=working_dtype(q.dtype)) for t in (q, k, v)]
     return gradients + ([torch.empty_like(t) for t in bias_tensors] if want_bias else [])
 
 

@@ -79,6 +79,8 @@ class KVCache:
                 f"KVCache: holds [batch, kv_heads, ., head_dim] = {tuple(self.key.shape[:2])} x {self.key.shape[-1]}, "
                 f"got keys of shape {tuple(key.shape)}"
             )
+        if value.shape[-1] != self.value.shape[-1]:
+            raise ValueError(f"KVCache: holds values of width {self.value.shape[-1]}, got shape {tuple(value.shape)}")
         if key.dtype != self.key.dtype:
             raise TypeError(f"KVCache: holds {self.key.dtype}, got {key.dtype}; allocate it with the model's dtype")
         ranges = [term for term in mask.terms if isinstance(term, KeyRange)]
@@ -101,7 +103,7 @@ class KVCache:
         self.key[:, :, before:after] = key
         self.value[:, :, before:after] = value
         self._equal = self._bound = after
-        self.lengths.fill_(after)
+        self.lengths = torch.full_like(self.lengths, after)
         return self.key[:, :, :after], self.value[:, :, :after], Mask(mask.terms, before)
 
     def _append_ragged(
@@ -140,6 +142,14 @@ class KVCache:
             raise ValueError(
                 f"KVCache: full: {tokens} tokens do not fit a capacity of {self.capacity}; allocate more, or crop"
             )
+
+    def mark(self) -> tuple[Tensor, int | None, int]:
+        """What `rollback` needs to forget later appends."""
+        return self.lengths.clone(), self._equal, self._bound
+
+    def rollback(self, mark: tuple[Tensor, int | None, int]) -> None:
+        """Forget everything appended since `mark` (what stands beyond a row's length is never read)."""
+        self.lengths, self._equal, self._bound = mark
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row index[i] was (beam search)."""
