@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from clearhead.data.config import DataConfig
 from clearhead.errors import UserError
 from clearhead.train import checkpoint as store
 from clearhead.train import loop
+from clearhead.train.config import RunConfig
 from clearhead.train.folder import claim, read_config
 from clearhead.train.history import gradient_statistics
 from clearhead.train.loop import train
@@ -356,3 +358,13 @@ def test_gradient_statistics_count_spikes():
     assert found["max"] == 11.0
     assert found["spikes"] == 1
     assert found["not_finite"] == 1
+
+
+def test_a_start_that_fails_on_its_text_does_not_claim_the_folder(tmp_path: Path) -> None:
+    """The next command, with the mistake mended, may use the same folder."""
+    run, text = tmp_path / "run", tmp_path / "bad.txt"
+    text.write_bytes(b"\xff\xfe not text")
+    config = RunConfig(data=DataConfig(source=str(text)))
+    with pytest.raises(UserError, match="UTF-8"):
+        train(config, run, progress=False)
+    assert not (run / "config.json").exists()

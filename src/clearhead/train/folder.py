@@ -46,9 +46,16 @@ def claim(folder: Path, config: RunConfig, *, resume: bool) -> Iterator[None]:
     with lock:
         _lock(lock, folder)
         _check_owner(folder, config, resume)
-        if not (folder / CONFIG).exists():
+        new = not (folder / CONFIG).exists()
+        if new:
             write_json(folder / CONFIG, config.to_dict())
-        yield
+        try:
+            yield
+        except BaseException:
+            # A start that failed before anything was made (no such text, say) must not claim the folder for its config.
+            if new and not any((folder / name).exists() for name in (METRICS, FOLDER, RESULT)):
+                (folder / CONFIG).unlink(missing_ok=True)
+            raise
 
 
 def read_result(folder: Path) -> RunResult | None:
