@@ -16,7 +16,7 @@ from clearhead.data.config import DataConfig
 from clearhead.errors import UserError
 from clearhead.train import checkpoint as store
 from clearhead.train import loop
-from clearhead.train.config import RunConfig
+from clearhead.train.config import OptimConfig, RunConfig, TrainConfig
 from clearhead.train.folder import claim, read_config
 from clearhead.train.history import gradient_statistics
 from clearhead.train.loop import train
@@ -364,7 +364,7 @@ def test_a_start_that_fails_on_its_text_does_not_claim_the_folder(tmp_path: Path
     """The next command, with the mistake mended, may use the same folder."""
     run, text = tmp_path / "run", tmp_path / "bad.txt"
     text.write_bytes(b"\xff\xfe not text")
-    config = RunConfig(data=DataConfig(source=str(text)))
+    config = RunConfig(data=DataConfig(source=str(text)), train=TrainConfig(steps=1), optim=OptimConfig(warmup_steps=0))
     with pytest.raises(UserError, match="UTF-8"):
         train(config, run, progress=False)
     assert not (run / "config.json").exists()
