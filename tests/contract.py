@@ -265,6 +265,11 @@ class TestRule3CachedDecoding:
                 done += step
                 assert cache.lengths.tolist() == [done] * case.b
             assert error_of(torch.cat(outs, dim=2), full) <= TOLERANCE[dtype]
+            for again in (done - 4, 0):  # taken back, and begun anew
+                cache.crop(again) if again else cache.reset()
+                qkv, arguments = tokens(inputs, slice(again, again + 3))
+                out = attend(*qkv, case.spec, mask=Mask.causal(), state=cache, backend=backend, **arguments).out
+                assert error_of(out, full[:, :, again : again + 3]) <= TOLERANCE[dtype]
 
     @sweep([dict(mask="causal", n=44, m=44, b=3, h=4, bias="alibi:fixed")], ("fp32", "bf16"))
     def test_ragged_rows(

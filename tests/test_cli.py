@@ -66,7 +66,12 @@ def test_help_is_there_within_a_second():
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(["--help"], 0), (["data", "list"], 0), (["explain", "lasr"], 2), (["train", "--out", "x", "--steps", "5"], 2)]
+    [
+        (["--help"], 0),
+        (["data", "list"], 0),
+        (["explain", "lasr"], 2),
+        (["train", "--out", "x", "--steps", "5", "--optim.warmup-steps", "5"], 2),
+    ]
     + [([name, "--help"], 0) for name in cli.COMMANDS],
 )
 def test_help_and_early_mistakes_need_no_torch(arguments, expected):

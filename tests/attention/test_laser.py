@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearhead.attention import laser
 from clearhead.attention.attend import attend
 from clearhead.attention.bias import DenseBias
 from clearhead.attention.laser import safe_spread
@@ -249,6 +250,22 @@ def test_all_paths_agree_across_the_limits(spread: float) -> None:
     for result in results.values():
         for x, t in zip(result, true):
             assert (x - t).norm() <= 1e-5 * t.norm()
+
+
+@pytest.mark.parametrize("level", [-500.0, 500.0])
+def test_padding_counts_neither_for_the_shift_nor_for_the_spread(level: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sheet 3(1): padding is left out of the maximum. So values far from 0 beside padding stay on the fast path."""
+    q, k, v = (torch.randn(2, 2, 9, 4) for _ in range(3))
+    v += level
+    lengths = torch.tensor([9, 5])
+    told = attend(q.double(), k.double(), v.double(), "laser", mask=Mask.key_lengths(lengths), backend="reference").out
+
+    def slow(call: object) -> None:
+        raise AssertionError("the spread of the visible values is small")
+
+    monkeypatch.setattr(laser, "laser_tiled", slow)
+    out = attend(q, k, v, "laser", mask=Mask.key_lengths(lengths), backend="sdpa").out
+    assert (out - told).abs().max() <= 1e-4
 
 
 def test_dropout_is_refused() -> None:

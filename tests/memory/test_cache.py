@@ -155,6 +155,19 @@ def test_full() -> None:
     assert ragged.lengths.tolist() == [6, 4, 6]
 
 
+def test_crop_and_reset_of_equal_rows() -> None:
+    """While all rows are equal the length is known on the host: it must go back too."""
+    cache = KVCache.allocate(B, G, 9, D)
+    q, k, v = tokens(6)
+    full = attend(q, k, v, mask=Mask.causal()).out
+    for first, last in ((0, 6), (2, 5), (5, 6), (0, 3)):
+        cache.crop(first) if first else cache.reset()
+        part = slice(first, last)
+        out = attend(q[:, :, part], k[:, :, part], v[:, :, part], mask=Mask.causal(), state=cache).out
+        assert torch.allclose(out, full[:, :, part], atol=1e-6)
+        assert cache.lengths.tolist() == [last] * B
+
+
 @pytest.mark.parametrize(
     "mask",
     [
