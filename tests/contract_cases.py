@@ -142,7 +142,7 @@ def _end_offset(layout: Layout, row: int) -> int:
     return layout.ends[row] - layout.n if layout.n != layout.m else 0
 
 
-WIDTH = 9  # of the window masks
+WIDTH = 8  # of the window masks
 MASKS: dict[str, MaskKind] = {
     "none": MaskKind(lambda x, dev: Mask(), lambda x, b, h, p, j: True),
     "causal": MaskKind(lambda x, dev: Mask.causal(), lambda x, b, h, p, j: j <= p, causal=True),
