@@ -1,6 +1,6 @@
 """Write docs/contract-table.md: what holds, by spec, backend and rule, from one run of the contract suite.
 
-    python -m tests.contract_table            the whole sweep (half an hour on two cores)
+    python -m tests.contract_table            the whole sweep (7 minutes on two quiet cores)
     python -m tests.contract_table --sample   what `make test` runs
     python -m tests.contract_table --device cuda
 
