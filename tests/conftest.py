@@ -20,6 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # as many workers as cores, one thread each
+    with torch.device("cpu"):  # torch remembers its constructors when it first meets a device context: the true ones,
+        torch.empty(0)  # not those that `poison` puts in their place for the length of a test
     wanted = torch.device(config.getoption("--device"))
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(f"--device {wanted}: PyTorch sees no GPU here")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -13,6 +13,9 @@ from clearhead.models.config import ModelConfig
 from clearhead.train.config import OptimConfig, TrainConfig
 
 DEFAULT_STEPS = 1000
+TRANSLATION_DATA: dict[str, Any] = {"source": "verses-en-de", "tokenizer": "bpe", "vocab_size": 4096}
+TRANSLATION_TRAIN: dict[str, Any] = {"batch_size": 64, "label_smoothing": 0.1}
+"""Where the options of a translation begin, so that the shortest command trains something that makes sense."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,15 @@ class Train:
     """The run's folder: a new one, or the one of this very run."""
     size: Annotated[str, arg(name="model", help_behavior_hint="(default: small)")] = "small"
     """The named size that --model.* begin from: tiny | small | base | large."""
-    source: Annotated[str, arg(name="data", help_behavior_hint="(default: shakespeare)")] = "shakespeare"
-    """A name from `clearhead data list`, or your own file or folder (.txt, .jsonl, either as .gz)."""
+    task: Literal["causal_lm", "masked_lm", "translation"] = "causal_lm"
+    """causal_lm: a decoder predicts the next token | masked_lm: an encoder fills in hidden tokens | translation: an
+    encoder-decoder translates sentence pairs."""
+    source: Annotated[
+        str | None,
+        arg(name="data", metavar="STR", help_behavior_hint="(default: shakespeare; of a translation verses-en-de)"),
+    ] = None
+    """A name from `clearhead data list`, or your own file or folder (.txt, .jsonl, either as .gz). A translation reads
+    pairs: a name such as verses-en-de, or a .tsv (source, tab, target) or a .jsonl (keys source, target)."""
     context: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the size's own)")] = None
     """Tokens in one training window."""
     steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint=f"(default: {DEFAULT_STEPS})")] = None
@@ -95,6 +105,9 @@ class Train:
     EXAMPLES = """
     clearhead train --out runs/first --model tiny --steps 300
     clearhead train --out runs/laser --data my.txt --model.attention laser --optim.lr 1e-3
+    clearhead train --out runs/masked --task masked_lm --model tiny --model.position t5
+    clearhead train --out runs/en-de --task translation --model tiny --context 96 --steps 3000
+    clearhead train --out runs/mine --task translation --data pairs.tsv --data.tokenizer bytes --train.beams 4
     clearhead train --out runs/bpe --data.tokenizer bpe --data.vocab-size 4096 --context 512
     torchrun --nproc-per-node 2 -m clearhead.cli train --out runs/two --train.parallel ddp
     """
@@ -102,9 +115,11 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a trained run: bits per byte and perplexity of every document, read with the whole context.
+    """Score a trained run, by its task.
 
-    Documents longer than the context are read through overlapping windows; each byte of text is scored once.
+    causal_lm: bits per byte and perplexity of every document; documents longer than the context are read through
+    overlapping windows, and each byte of text is scored once. masked_lm: nats and accuracy on hidden tokens, always the
+    same ones. translation: nats per token, chrF and BLEU (by sacrebleu), and some translations to look at.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -119,6 +134,8 @@ class Evaluate:
     """Tokens that each further window scores; smaller is slower and gives more context."""
     tokens: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
     """Score about so many tokens, spread evenly over the documents."""
+    beams: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the run's)")] = None
+    """translation only: width of the search; 1 = greedy."""
     device: str = "auto"
     """auto (a GPU when there is one) | cpu | cuda | mps."""
     json: bool = False
@@ -128,23 +145,26 @@ class Evaluate:
     clearhead evaluate runs/first
     clearhead evaluate runs/first --split val --json
     clearhead evaluate runs/first --data moby.txt --split all
+    clearhead evaluate runs/en-de --beams 4
     """
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Continue a text with a trained run. The continuation ends where the model says that the document ends.
+    """Continue a text with a trained run; or, by its task, fill in hidden tokens, or translate.
 
-    The same seed gives the same text on the same machine. The prompt stands at the beginning of a document.
+    causal_lm: the prompt stands at the beginning of a document, and the continuation ends where the model says that the
+    document ends. The same seed gives the same text on the same machine. masked_lm: each [MASK] in the prompt becomes
+    the likeliest token. translation: the prompt is translated by beam search.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run's folder, as `clearhead train` made it."""
     prompt: str = ""
-    """The text to continue; empty = begin a new document."""
+    """The text to continue (empty = begin a new document), to complete or to translate."""
     tokens: int = 400
     """New tokens at most (bytes, with the byte tokenizer)."""
-    temperature: float = 1.0
+    temperature: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: 1)")] = None
     """Below 1 is more predictable, above 1 wilder, 0 always takes the likeliest token."""
     top_k: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: no limit)")] = None
     """Draw among the k likeliest tokens only."""
@@ -152,12 +172,64 @@ class Generate:
     """Draw among the fewest tokens whose probabilities reach this sum."""
     seed: int = 0
     """Of the draw."""
+    beams: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 4)")] = None
+    """translation only: width of the search; 1 = greedy."""
     device: str = "auto"
     """auto (a GPU when there is one) | cpu | cuda | mps."""
 
     EXAMPLES = """
     clearhead generate runs/first --prompt "To be, or not"
     clearhead generate runs/first --prompt "ROMEO." --temperature 0.8 --top-p 0.95 --tokens 1000
+    clearhead generate runs/masked --prompt "To be, or n[MASK]t to be"
+    clearhead generate runs/en-de --prompt "In the beginning God created the heavens and the earth."
+    """
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Find out where a model loses its signal: theory beside measurement, layer by layer, and what repairs it.
+
+    Prints a table, findings and advice, and writes report.html (one file, works offline) and inspect.json. The theory
+    needs no data and takes a second for 1,000 layers; the measurement is one forward and backward pass over a few
+    sequences. Advice is tried on the theory before it is given, and comes with the command that tests it in training.
+    """
+
+    model: str
+    """A named size (tiny | small | base | large | deep-post-ln), a run's folder, a saved model's, a config file
+    (.json), a Hugging Face folder, or a .gguf file."""
+    set: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...", help_behavior_hint="(default: none)")] = ()
+    """Changes to a named size or a config file: layers=96 norm_placement=post init=xavier."""
+    data: Annotated[str | None, arg(metavar="STR", help_behavior_hint="(default: the run's own, or shakespeare)")] = (
+        None
+    )
+    """Text to measure on: a name from `clearhead data list`, or your own file or folder."""
+    context: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: the model's, at most 128 for others)")
+    ] = None
+    """Tokens in a sequence."""
+    batch: int = 4
+    """Sequences that are measured."""
+    theory: bool = False
+    """Predict only: no data, no pass through the model."""
+    eval: bool = False
+    """Measure without dropout."""
+    seed: int = 0
+    """Of the weights of a named size, and of everything that is drawn."""
+    apply: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: write none)")] = None
+    """Write the config with the first advice applied to this new file, for `clearhead train --model PATH`."""
+    out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: inspect-MODEL)")] = None
+    """Folder of the report."""
+    json: bool = False
+    """Print JSON instead of the table."""
+    device: str = "auto"
+    """auto (a GPU when there is one) | cpu | cuda | mps."""
+
+    EXAMPLES = """
+    clearhead inspect --model deep-post-ln
+    clearhead inspect --model deep-post-ln --apply repaired.json
+    clearhead inspect --model small --set layers=1000 width=64 norm_placement=pre init=deepscale --theory
+    clearhead inspect --model runs/first
+    clearhead inspect --model ./my-hugging-face-model --data my.txt
     """
 
 

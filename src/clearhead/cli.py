@@ -7,19 +7,18 @@ A mistake of the user is a `UserError`: one line and exit code 2, never a traceb
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clearhead._arguments import given, merge, parse
+from clearhead._run_commands import as_user_error, source_name
 from clearhead.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -31,10 +30,11 @@ usage: clearhead COMMAND [options]        clearhead COMMAND --help explains one 
 Find where a transformer loses its signal, fix it in one line, and prove that the fix helped.
 
 commands
+  inspect    find out where a model loses its signal: theory beside measurement, and advice
   compare    train several attentions on the same text and seeds; write report.html with a verdict
   train      train one model; stop it at any time, the same command goes on
   evaluate   score a trained run, document by document
-  generate   continue a text with a trained run
+  generate   continue a text with a trained run, fill in hidden tokens, or translate
   data       list the data sets, fetch one, or print where it is
   explain    say which backend would compute an attention, and why the others would not
 
@@ -44,6 +44,7 @@ first steps
   clearhead compare --data my.txt --attention softmax laser softmax+selective
   clearhead train --out runs/first --model tiny      one small model on Shakespeare
   clearhead generate runs/first --prompt "To be"
+  clearhead train --out runs/de --task translation   English to German, an encoder-decoder
 
 exit codes: 0 done, 1 a fault of this program (a traceback is saved), 2 a mistake in the request, 130 interrupted
 """
@@ -107,25 +108,6 @@ def _save_traceback(arguments: list[str]) -> Path:
     return Path(name)
 
 
-@contextlib.contextmanager
-def _as_user_error() -> Iterator[None]:
-    """Turn a library's ValueError about an argument that the user gave into a `UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _source(name: str) -> str:
-    """Make a path absolute, so that a run can be gone on with from any folder; leave a data set's name alone."""
-    from clearhead.data.catalogue import CATALOGUE
-
-    path = Path(name).expanduser()
-    return str(path.absolute()) if name not in CATALOGUE and path.exists() else name
-
-
 # ---- compare ----
 
 
@@ -149,7 +131,7 @@ def _compare(arguments: list[str]) -> int:
         arms=asked.arm,
         baseline=asked.baseline,
         seeds=asked.seeds,
-        data=None if asked.data is None else _source(asked.data),
+        data=None if asked.data is None else source_name(asked.data),
         steps=asked.steps,
         budget=asked.budget,
         learning_rates=asked.learning_rates or None,
@@ -163,35 +145,61 @@ def _compare(arguments: list[str]) -> int:
     return 0
 
 
+# ---- inspect ----
+
+
+def _inspect(arguments: list[str]) -> int:
+    from clearhead._options import Inspect
+
+    asked = parse(Inspect, "inspect", merge(arguments, "--set"))
+    if asked.batch < 1 or (asked.context is not None and asked.context < 2):
+        raise UserError("inspect: expected at least one sequence (--batch) of at least two tokens (--context)")
+    from clearhead._inspect_command import inspect
+
+    with as_user_error():
+        return inspect(asked)
+
+
 # ---- train ----
 
 
 def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
     """Read the arguments of `train` into a run's configuration and its folder."""
-    from clearhead._options import DEFAULT_STEPS, Train
+    from clearhead._inspect_command import read_model_config
+    from clearhead._options import DEFAULT_STEPS, TRANSLATION_DATA, TRANSLATION_TRAIN, Train
     from clearhead.models.config import PRESETS
-    from clearhead.train.config import BYTE_VOCABULARY, RunConfig, TrainConfig
+    from clearhead.train.config import TASKS, RunConfig, TrainConfig, vocabulary_size
 
     size = given(arguments, "--model") or "small"
-    if size not in PRESETS:
+    if size not in PRESETS and not size.endswith(".json"):
         raise unknown("size of --model", size, PRESETS)
+    model_start = PRESETS[size] if size in PRESETS else read_model_config(Path(size))
+    task = given(arguments, "--task") or "causal_lm"
+    if task not in TASKS.values():
+        raise unknown("task", task, TASKS.values())
+    architecture = next(name for name, owned in TASKS.items() if owned == task)
     start = RunConfig(train=TrainConfig(steps=DEFAULT_STEPS))
+    data_start, train_start = start.data, start.train
+    if task == "translation":
+        data_start = dataclasses.replace(data_start, **TRANSLATION_DATA)
+        train_start = dataclasses.replace(train_start, **TRANSLATION_TRAIN)
     asked = parse(
         Train,
         "train",
         arguments,
-        ModelConfig=PRESETS[size],
-        DataConfig=start.data,
+        ModelConfig=model_start,
+        DataConfig=data_start,
         OptimConfig=start.optim,
-        TrainConfig=start.train,
+        TrainConfig=train_start,
     )
-    context = PRESETS[size].context if asked.context is None else asked.context
-    data = asked.data.build(source=_source(asked.source), context=context)
-    vocabulary = BYTE_VOCABULARY if data.tokenizer == "bytes" else data.vocab_size
+    context = model_start.context if asked.context is None else asked.context
+    source = data_start.source if asked.source is None else source_name(asked.source)
+    data = asked.data.build(source=source, context=context)
+    vocabulary = vocabulary_size(data, TASKS[architecture])
     steps = DEFAULT_STEPS if asked.steps is None and asked.tokens is None else asked.steps
     own_warmup = given(arguments, "--optim.warmup-steps") or given(arguments, "--optim.warmup_steps")
     config = RunConfig(
-        model=asked.model.build(vocab_size=vocabulary, context=context),
+        model=asked.model.build(vocab_size=vocabulary, context=context, architecture=architecture),
         data=data,
         optim=asked.optim.build() if own_warmup else asked.optim.build(warmup_steps=0),
         train=asked.train.build(steps=steps, tokens=asked.tokens),
@@ -211,96 +219,40 @@ def _train(arguments: list[str]) -> int:
         raise KeyboardInterrupt
     if os.environ.get("RANK", "0") == "0":  # one of the processes that torchrun started speaks for all
         words = [result.status, *([result.reason] if result.reason else [])]
-        bits = result.summary.get("test_bits_per_byte")
-        words += [f"{bits:.4f} bits per byte on the test text"] if bits is not None else []
+        words += _scores(result.summary)
         print(f"{'; '.join(words)}; everything is in {folder}")
     return 0
+
+
+def _scores(summary: Mapping[str, Any]) -> list[str]:
+    """The test scores of a finished run in words, by its task; nothing for one that has none."""
+    units = {
+        "test_bits_per_byte": "{:.4f} bits per byte on the test text",
+        "test_accuracy": "{:.1%} of the test text's hidden tokens right",
+        "test_chrf": "chrF {:.2f} on the test pairs",
+        "test_bleu": "BLEU {:.2f}",
+    }
+    words = [unit.format(summary[key]) for key, unit in units.items() if summary.get(key) is not None]
+    nats = summary.get("test_nats_per_token")
+    return words if not words or nats is None or "test_bytes" in summary else [*words, f"{nats:.4f} nats per token"]
 
 
 # ---- evaluate and generate ----
 
 
-def _open_run(folder: Path, device: str) -> tuple[RunConfig, Any, Any]:
-    """Return a run's configuration, its tokenizer and its newest model."""
-    from clearhead.train.folder import TOKENIZER, read_config
-
-    config = read_config(folder)
-    from clearhead.data.tokenizer import load_tokenizer
-    from clearhead.models.io import load_model
-    from clearhead.train.checkpoint import newest_model
-    from clearhead.train.world import choose_device
-
-    model = load_model(newest_model(folder), device=choose_device(device, 0))
-    return config, load_tokenizer(folder / TOKENIZER), model
-
-
 def _evaluate(arguments: list[str]) -> int:
     from clearhead._options import Evaluate
+    from clearhead._run_commands import evaluate
 
-    asked = parse(Evaluate, "evaluate", arguments)
-    config, tokenizer, model = _open_run(asked.run, asked.device)
-    from clearhead.data.retokenize import documents_for
-    from clearhead.train.evaluate import evaluate
-
-    source = config.data.source if asked.data is None else _source(asked.data)
-    data = dataclasses.replace(config.data, source=source)
-    documents = documents_for(tokenizer, data, asked.split, progress=_say)
-    with _as_user_error():
-        result = evaluate(
-            model, documents, asked.split, context=asked.context, stride=asked.stride, max_tokens=asked.tokens
-        )
-    if asked.json:
-        print(json.dumps({"run": str(asked.run), "data": source} | result.to_dict(), indent=1))
-    else:
-        _print_scores(result, source)
+    evaluate(parse(Evaluate, "evaluate", arguments))
     return 0
-
-
-def _print_scores(result: Any, source: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{result.split} of {source}", title_justify="left", show_footer=True)
-    table.add_column("document", footer=f"all {len(result.per_document)}")
-    rows = [
-        ("bytes", [f"{d.bytes:,.0f}" for d in result.per_document], f"{result.bytes:,.0f}"),
-        ("bits per byte", [f"{d.bits_per_byte:.4f}" for d in result.per_document], f"{result.bits_per_byte:.4f}"),
-        ("perplexity per token", [f"{d.perplexity:.3f}" for d in result.per_document], f"{result.perplexity:.3f}"),
-    ]
-    for name, _, footer in rows:
-        table.add_column(name, justify="right", footer=footer)
-    for index, document in enumerate(result.per_document):
-        table.add_row(document.name, *(cells[index] for _, cells, _ in rows))
-    Console().print(table)
-    print(f"context {result.context}, each further window scores {result.stride} tokens")
 
 
 def _generate(arguments: list[str]) -> int:
     from clearhead._options import Generate
+    from clearhead._run_commands import generate
 
-    asked = parse(Generate, "generate", arguments)
-    _, tokenizer, model = _open_run(asked.run, asked.device)
-    import torch
-
-    from clearhead.models.generate import generate
-
-    device = next(model.parameters()).device
-    try:
-        prompt = [tokenizer.separator, *tokenizer.encode(asked.prompt).tolist()]
-    except UnicodeEncodeError as error:
-        raise UserError("--prompt holds bytes that are not text in this terminal's encoding") from error
-    with _as_user_error():
-        ids = generate(
-            model,
-            torch.tensor([prompt], device=device),
-            max_new_tokens=asked.tokens,
-            temperature=asked.temperature,
-            top_k=asked.top_k,
-            top_p=asked.top_p,
-            generator=torch.Generator(device).manual_seed(asked.seed),
-            stop_token=tokenizer.separator,
-        )
-    print(tokenizer.decode(ids[0].cpu().numpy()))
+    generate(parse(Generate, "generate", arguments))
     return 0
 
 
@@ -337,7 +289,7 @@ def _explain(arguments: list[str]) -> int:
         lengths = torch.full((asked.batch,), asked.length, device=device)
         lengths[0] = max(1, asked.length // 2)
         mask = mask & Mask.key_lengths(lengths)
-    with _as_user_error():
+    with as_user_error():
         found = explain(spec, (query, key, key), mask=mask, dropout_p=asked.dropout)
     words = [f"{asked.batch} x {asked.heads} heads x {asked.length} x {asked.head_dim}", asked.dtype, str(device)]
     words += ["causal" if asked.causal else "bidirectional", *(["padded"] if asked.padding else [])]
@@ -359,6 +311,7 @@ def _print_verdicts(found: Any, circumstances: str) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "inspect": _inspect,
     "compare": _compare,
     "train": _train,
     "evaluate": _evaluate,

@@ -7,20 +7,21 @@ import pytest
 import torch
 
 from clearhead.models.config import ModelConfig
-from clearhead.models.decoder import Decoder
+from clearhead.models.make import ARCHITECTURES, AnyModel
 
 torch.set_num_threads(1)
 
-MakeModel = Callable[..., Decoder]
+MakeModel = Callable[..., AnyModel]
 
 
 @pytest.fixture
 def make_model() -> MakeModel:
-    """A tiny float64 decoder whose every parameter matters: large weights, temperatures and gates off their start."""
+    """A tiny float64 model whose every parameter matters: large weights, temperatures and gates off their start."""
 
-    def make(seed: int = 0, **options: Any) -> Decoder:
+    def make(seed: int = 0, **options: Any) -> AnyModel:
         sizes: dict[str, Any] = {"vocab_size": 31, "context": 32, "layers": 2, "width": 24, "heads": 4}
-        model = Decoder(ModelConfig(**(sizes | options))).double().eval()
+        config = ModelConfig(**(sizes | options))
+        model = ARCHITECTURES[config.architecture](config).double().eval()
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():

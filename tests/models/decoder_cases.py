@@ -18,6 +18,11 @@ POSITIONS = ["none", "learned", "sinusoidal", "rope", "alibi"]
 CASES = [
     *[{"attention": spec, "position": "rope"} for spec in SPECS],
     *[{"attention": "softmax+selective", "position": position, "kv_heads": 2} for position in POSITIONS],
+    *[
+        {"attention": spec, "position": "t5", "relative_buckets": 6, "relative_max_distance": 9}
+        for spec in ("softmax", "laser", "self_adjust+window:5")
+    ],
+    {"attention": "softmax", "position": "learned", "embedding_norm": True, "norm_placement": "post"},
     {"attention": "laser+selective", "position": "alibi", "qk_norm": True, "norm_placement": "post", "norm": "layer"},
     {
         "attention": "self_adjust+selective",

@@ -107,5 +107,16 @@ def test_a_broken_folder_is_told_in_one_line(make_model, tmp_path, how, message)
 
 
 def test_a_wrapped_model_is_refused(make_model, tmp_path):
-    with pytest.raises(TypeError, match="expected a Decoder, got OptimizedModule"):
+    with pytest.raises(TypeError, match=r"Seq2Seq\), got OptimizedModule"):
         save_model(torch.compile(make_model(), backend="eager"), tmp_path)
+
+
+def test_a_model_of_an_older_version_lacks_the_newer_options(make_model, tokens, tmp_path):
+    model = make_model()
+    save_model(model, tmp_path)
+    newer = ("architecture", "decoder_layers", "share_embeddings", "segment_types", "relative_buckets")
+    config = {key: value for key, value in model.config.to_dict().items() if key not in newer}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"config": json.dumps(config)})
+    assert torch.equal(load_model(tmp_path)(tokens), model(tokens))

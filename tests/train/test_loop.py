@@ -20,6 +20,7 @@ from clearhead.train.config import OptimConfig, RunConfig, TrainConfig
 from clearhead.train.folder import claim, read_config
 from clearhead.train.history import gradient_statistics
 from clearhead.train.loop import train
+from clearhead.train.tasks import causal_lm
 
 
 def lines(run, kind):
@@ -76,7 +77,7 @@ def test_a_whole_run(config, tmp_path):
 
 def test_a_finished_folder_answers_at_once(config, tmp_path, monkeypatch):
     first = train(config(), tmp_path / "run", progress=False)
-    monkeypatch.setattr(loop, "prepare", lambda *a, **k: pytest.fail("the run was done again"))
+    monkeypatch.setattr(loop, "prepare_task", lambda *a, **k: pytest.fail("the run was done again"))
     assert train(config(), tmp_path / "run", progress=False) == first
 
 
@@ -136,14 +137,14 @@ def test_a_signal_saves_and_the_same_call_goes_on(config, tmp_path, number):
 
 def test_a_signal_during_an_evaluation(config, tmp_path, monkeypatch):
     """The weights are saved at once, and the evaluation is made up for."""
-    real = loop.evaluate
+    real = causal_lm.evaluate
 
     def evaluate(*arguments, should_stop, **options):
         if not list((tmp_path / "run" / "checkpoint").glob("step-*5")):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments, should_stop=should_stop, **options)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(causal_lm, "evaluate", evaluate)
     assert train(config(), tmp_path / "run", progress=False).status == "interrupted"
     assert lines(tmp_path / "run", "eval") == []
     monkeypatch.undo()

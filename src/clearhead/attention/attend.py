@@ -19,6 +19,7 @@ from clearhead.attention.bias import Bias
 from clearhead.attention.call import Call, check_tensors, zero_unseen
 from clearhead.attention.extras import measure
 from clearhead.attention.mask import Mask
+from clearhead.attention.observe import WATCHERS
 from clearhead.attention.selective import Temperatures, selective
 from clearhead.attention.spec import AttentionSpec, Laser
 
@@ -90,6 +91,8 @@ def attend(
             query, key, value, spec, mask=mask, bias=bias, temperatures=temperatures, scale=scale, dropout_p=dropout_p,
             state=state,
         )  # fmt: skip
+        for watcher in WATCHERS:
+            watcher(call)
         out = choose(call, backend).run(call)
         names = tuple(want)
         return AttentionOutput(out, state, measure(call, names) if names else {})

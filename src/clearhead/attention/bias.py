@@ -16,7 +16,7 @@ from clearhead.attention.terms import Rows, narrow_dim
 
 
 class Bias:
-    """Base. A subclass names itself in `BIASES`, so that kernels can rebuild it from `encode`'s text and tensors."""
+    """Base. A subclass names itself in `BIASES`, so that kernels can rebuild it from its text and tensors."""
 
     code: str
 
@@ -24,10 +24,23 @@ class Bias:
         """The parameters, in the order `decode` takes them."""
         raise NotImplementedError
 
+    def numbers(self) -> tuple[int, ...]:
+        """The whole numbers that `decode` takes after the tensors."""
+        return ()
+
+    @property
+    def text(self) -> str:
+        """Name and numbers: with `tensors`, all that `read_bias` needs to make the bias again."""
+        return ":".join([self.code, *map(str, self.numbers())])
+
     @classmethod
-    def decode(cls, tensors: list[Tensor]) -> Bias:
-        """Inverse of `tensors`."""
+    def decode(cls, tensors: list[Tensor], *numbers: int) -> Bias:
+        """Inverse of `tensors` and `numbers`."""
         raise NotImplementedError
+
+    def with_tensors(self, tensors: list[Tensor]) -> Bias:
+        """The same bias on other tensors (views of its own for some heads, say)."""
+        return type(self).decode(tensors, *self.numbers())
 
     @staticmethod
     def narrow(tensors: list[Tensor], batch: slice, heads: slice) -> list[Tensor]:
@@ -78,7 +91,7 @@ class ALiBi(Bias):
         return [self.slopes]
 
     @classmethod
-    def decode(cls, tensors: list[Tensor]) -> ALiBi:
+    def decode(cls, tensors: list[Tensor], *numbers: int) -> ALiBi:
         """See `Bias.decode`."""
         return cls(tensors[0])
 
@@ -124,7 +137,7 @@ class DenseBias(Bias):
         return [self.values]
 
     @classmethod
-    def decode(cls, tensors: list[Tensor]) -> DenseBias:
+    def decode(cls, tensors: list[Tensor], *numbers: int) -> DenseBias:
         """See `Bias.decode`."""
         return cls(tensors[0])
 
@@ -159,3 +172,10 @@ class DenseBias(Bias):
 
 
 BIASES: dict[str, type[Bias]] = {cls.code: cls for cls in (ALiBi, DenseBias)}
+"""By name; a file of its own (`attention/t5.py`) adds to it."""
+
+
+def read_bias(text: str, tensors: list[Tensor]) -> Bias:
+    """Inverse of `Bias.text` and `Bias.tensors`: what a torch operator was given becomes a bias again."""
+    name, *numbers = text.split(":")
+    return BIASES[name].decode(tensors, *map(int, numbers))

@@ -27,7 +27,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from clearhead.attention.bias import BIASES, Bias
+from clearhead.attention.bias import Bias, read_bias
 from clearhead.attention.call import Call, float64_available
 from clearhead.attention.mask import Mask
 from clearhead.attention.precision import without_autocast, working_dtype
@@ -56,7 +56,7 @@ def laser_by_kernel(call: Call, attention: Callable[[Call], Tensor]) -> Tensor:
 def laser_tiled(call: Call) -> Tensor:
     """LASER on the chunked kernel as one operator: any mask and bias, any values, linear memory (but see `_exact`)."""
     code, mask_tensors = call.mask.encode()
-    bias, bias_tensors = ("", []) if call.bias is None else (call.bias.code, call.bias.tensors())
+    bias, bias_tensors = ("", []) if call.bias is None else (call.bias.text, call.bias.tensors())
     out = laser_forward(call.q, call.k, call.v, call.spec.text, code, mask_tensors, bias, bias_tensors, call.scale)
     return out.to(call.q.dtype)
 
@@ -105,7 +105,7 @@ class _Plan:
         bias_tensors: list[Tensor], scale: float,
     ) -> None:  # fmt: skip
         self.mask = Mask.decode(mask, mask_tensors)
-        self.bias: Bias | None = BIASES[bias].decode(bias_tensors) if bias else None
+        self.bias: Bias | None = read_bias(bias, bias_tensors) if bias else None
         self.unseen = self.mask.unseen_keys(k.shape[2], k.shape[1], k.device)
         self.shift, spread = _shift_and_spread(v, self.unseen)
         working, size = working_dtype(q.dtype), float(spread)

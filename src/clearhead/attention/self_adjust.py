@@ -2,7 +2,7 @@
 
 With x the scores over visible keys (scaled, bias added), s = softmax(x), l = min x and u = max x over the row:
 
-    product     w = x s                                     (the sheet's V0)
+    product     w = x s
     min_shift   w = (x - l) s                               (V1)
     minmax      w = (x - l) / (u - l + eps) s               (V2)
     range       w = (x - min(l,0)) / (max(u,0) - min(l,0) + eps) s      (V3, the paper's normalised default)

@@ -24,6 +24,7 @@ FIXED_KEYS: dict[str, str] = {
     "data.test_fraction": "every arm is judged on the same split",
     "data.split_seed": "every arm is judged on the same split",
     "data.max_bytes": "every arm is judged on the same text",
+    "model.architecture": "arms are decoders for now; other architectures have other tasks and scores",
     "train.seed": "the seeds belong to the plan, so that runs can be paired",
     "train.steps": "the budget belongs to the plan; see its budget option",
     "train.tokens": "the budget belongs to the plan; see its budget option",

@@ -49,6 +49,7 @@ class ComparePlan:
     """Where it goes unless `compare` is told; None = `default_folder()`. Not part of the plan's identity."""
 
     def __post_init__(self) -> None:
+        _require_decoder(self.base.model.architecture)
         check_arms(self.arms, self.base)
         object.__setattr__(self, "arms", tuple(arm.typed(self.base) for arm in self.arms))
         names = [arm.name for arm in self.arms]
@@ -240,11 +241,20 @@ def _with_base(
         scaled = {"optim.warmup_steps": base.optim.warmup_steps, "train.eval_every": base.train.eval_every}
         changes = {key: max(1, int(value * share)) for key, value in scaled.items()} | changes
         changes["train.steps"] = steps
+    _require_decoder(changes.get("model.architecture", "decoder"))
     keys = known_keys(base)
     for key in changes:
         if key not in keys:
             raise UserError(f"unknown key {key!r}{nearest(key, keys)}; a key is section.field, such as model.width")
     return apply_overrides(base, changes)
+
+
+def _require_decoder(architecture: object) -> None:
+    if architecture != "decoder":
+        raise UserError(
+            f"compare is about decoders on running text for now, got model.architecture={architecture}; train such "
+            f"models one by one: clearhead train --task masked_lm | translation"
+        )
 
 
 def _preset(name: str, *, base: RunConfig, seeds: int, learning_rates: tuple[float, ...] = ()) -> ComparePlan:

@@ -1,8 +1,7 @@
 """Writes `report.html`, `results.json` and `results.csv` from the run folders, as often as one likes.
 
-The page is one file: plotly.js and all figures are inside, nothing is fetched. Each number on it is put there by
-`Figures`, with its path in `results.json` beside it in the markup, so that a test (and a reader) can hold one against
-the other.
+The page is one file; `clearhead._page` says how such pages are made. Each number on it names its path
+in `results.json`.
 """
 
 from __future__ import annotations
@@ -10,32 +9,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
+from clearhead import _page
+from clearhead._page import DASHES, PALETTE, SYMBOLS, embedded, write
 from clearhead.compare.layout import Layout
 from clearhead.compare.results import collect
 
 MINUS = "\N{MINUS SIGN}"
-ABSENT = "n/a"
-
-# Okabe and Ito's palette, told apart by people with every common colour blindness; light and dark page.
-PALETTE = (
-    ("#0072b2", "#56b4e9"),
-    ("#d55e00", "#f5793a"),
-    ("#009e73", "#2fc99d"),
-    ("#b0568c", "#e39cc4"),
-    ("#8a6d00", "#e6c229"),
-    ("#5b4bb7", "#a99bf0"),
-)
 BASELINE_COLOUR = ("#4d4d4f", "#c9c9c6")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
 def redraw(folder: Path | str) -> dict[str, Any]:
@@ -49,13 +33,6 @@ def redraw(folder: Path | str) -> dict[str, Any]:
     write(layout.table, to_csv(results))
     write(layout.report, render(results))
     return results
-
-
-def write(path: Path, text: str) -> None:
-    """Write to a temporary name and rename it: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
 
 
 def to_csv(results: Mapping[str, Any]) -> str:
@@ -107,56 +84,25 @@ FORMATS: dict[str, Callable[[Any], str]] = {
 }
 
 
-class Figures:
-    """Puts numbers on the page: `figure("arms.1.test.mean", "bits")` looks the path up and marks where it came from."""
+class Figures(_page.Figures):
+    """Numbers of `results.json`, in this report's formats."""
 
     def __init__(self, results: Mapping[str, Any]) -> None:
-        self.results = results
-
-    def value(self, path: str) -> Any:
-        """Return what stands at a path of keys and list indices; None when a part of it is None or missing."""
-        found: Any = self.results
-        for key in path.split("."):
-            if isinstance(found, list):
-                found = found[int(key)]
-            elif isinstance(found, Mapping):
-                found = found.get(key)
-            else:
-                return None
-        return found
-
-    def figure(self, path: str, form: str = "text", absent: str = ABSENT) -> Markup:
-        """Return the formatted value as a span that names its path and format."""
-        value = self.value(path)
-        if value is None:
-            return Markup('<span class="absent">{}</span>').format(absent)
-        return Markup('<span data-ref="{}" data-format="{}">{}</span>').format(path, form, FORMATS[form](value))
+        super().__init__(results, FORMATS)
 
 
 def render(results: Mapping[str, Any]) -> str:
     """Return the page."""
-    from plotly.offline import get_plotlyjs
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clearhead.compare", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     figures = Figures(results)
-    # "<" inside a script element could end it; JSON may write it as an escape.
-    embedded = json.dumps({k: results[k] for k in ("arms", "tuning")}, allow_nan=False).replace("<", "\\u003c")
-    page = environment.get_template("report.html.j2").render(
+    return _page.render(
+        "compare/report.html.j2",
         results=results,
         figure=figures.figure,
         value=figures.value,
         styles=arm_styles(results),
-        data=Markup(embedded),
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        data=embedded({k: results[k] for k in ("arms", "tuning")}),
         plain_value=plain_value,
     )
-    return page
 
 
 def arm_styles(results: Mapping[str, Any]) -> list[dict[str, Any]]:

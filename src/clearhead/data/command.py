@@ -61,6 +61,10 @@ def _describe(entry: Entry) -> str:
     origin = "this Python" if entry.kind == "builtin" else f"{entry.kind}: {entry.package} {entry.version}".strip()
     size = f"{entry.text_bytes / 1e6:.1f} MB"
     head = f"{entry.name:<14} {here:<9} {size:>8} {entry.documents:>6,} documents   {origin}"
-    texts = (entry.about, f"Licence: {entry.licence}.")
+    texts = [entry.about, f"Licence: {entry.licence}."]
+    if entry.languages:
+        first, second = entry.languages[:2]
+        known = ", ".join(entry.languages)
+        texts.append(f"Pairs of any two of {known}: --task translation --data {entry.name}-{first}-{second}.")
     body = (textwrap.fill(text, 100, initial_indent="    ", subsequent_indent="    ") for text in texts)
     return "\n".join([head, *body, ""])

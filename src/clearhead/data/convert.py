@@ -33,8 +33,8 @@ def text_files(entry: Entry, archive: Path) -> Iterator[TextFile]:
         wanted = sorted(name for name in names if _matches(name, entry))
         if not wanted:
             raise UserError(f"{entry.archive} holds no file that {entry.name!r} names; the catalogue is wrong")
-        if entry.convert == "bible":
-            yield from _bible(open_member(wanted[0]))
+        if entry.convert in ("bible", "verses"):
+            yield from (_bible if entry.convert == "bible" else _verses)(open_member(wanted[0]))
             return
         for name in wanted:
             with open_member(name) as stream:
@@ -79,16 +79,37 @@ _VERSES = "select cNumber, vText from bible where bbName = ? and bNumber = ? ord
 _BOOKS = "select bNumber, bName from bibleRef where bbName = ? order by bNumber"
 
 
+# The one translation that stands for each language; the database has modern ones too, whose rights are unclear.
+_TRANSLATIONS = {"en": "4", "de": "e", "fr": "l", "es": "v", "it": "d", "ru": "r", "ar": "y"}
+_ALL_VERSES = "select bNumber, cNumber, vNumber, vText from bible where bbName = ? order by bNumber, cNumber, vNumber"
+
+
 def _bible(stream: IO[bytes]) -> Iterator[TextFile]:
     """Read the King James Version out of the SQLite file: a file a book, a line a verse, chapters apart."""
+    with _database(stream) as database:
+        for number, book in database.execute(_BOOKS, (_KING_JAMES,)).fetchall():
+            chapters: dict[int, list[str]] = {}
+            for chapter, verse in database.execute(_VERSES, (_KING_JAMES, number)):
+                chapters.setdefault(chapter, []).append(verse.strip())
+            text = "\n\n".join("\n".join(lines) for lines in chapters.values()) + "\n"
+            yield f"{number:02d}_{book.lower().replace(' ', '_')}.txt", text.encode()
+
+
+def _verses(stream: IO[bytes]) -> Iterator[TextFile]:
+    """Read one translation a language: a file a language, a line a verse, `book.chapter.verse <tab> text`."""
+    with _database(stream) as database:
+        for language, translation in sorted(_TRANSLATIONS.items()):
+            rows = database.execute(_ALL_VERSES, (translation,))
+            lines = (f"{book}.{chapter}.{verse}\t{' '.join(text.split())}\n" for book, chapter, verse, text in rows)
+            yield f"{language}.tsv", "".join(lines).encode()
+
+
+@contextmanager
+def _database(stream: IO[bytes]) -> Iterator[sqlite3.Connection]:
+    """The SQLite file of the stream, copied to where SQLite can read it."""
     with tempfile.TemporaryDirectory(prefix="clearhead-") as scratch:
         copy = Path(scratch) / "bible.db"
         with copy.open("wb") as target:
             shutil.copyfileobj(stream, target)
         with closing(sqlite3.connect(f"{copy.as_uri()}?mode=ro", uri=True)) as database:
-            for number, book in database.execute(_BOOKS, (_KING_JAMES,)).fetchall():
-                chapters: dict[int, list[str]] = {}
-                for chapter, verse in database.execute(_VERSES, (_KING_JAMES, number)):
-                    chapters.setdefault(chapter, []).append(verse.strip())
-                text = "\n\n".join("\n".join(lines) for lines in chapters.values()) + "\n"
-                yield f"{number:02d}_{book.lower().replace(' ', '_')}.txt", text.encode()
+            yield database

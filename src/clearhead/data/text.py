@@ -89,11 +89,11 @@ class TextData:
 
     def documents(self, split: str) -> list[Document]:
         """Return the documents of a split, in reading order, as views of the memory-mapped tokens."""
-        return self._store.documents(_split(split))
+        return self._store.documents(as_split(split))
 
     def stream(self, split: str) -> npt.NDArray[Any]:
         """Return the packed tokens of a split (uint16 or uint32, memory-mapped, read-only)."""
-        return self._store.stream(_split(split))
+        return self._store.stream(as_split(split))
 
     def batch(self, split: str, batch_size: int, context: int, seed: int, step: int) -> Batch:
         """Return the batch of one step: a pure function of the arguments and the fingerprint.
@@ -110,7 +110,7 @@ class TextData:
                 "expected batch_size >= 1, context >= 1, seed >= 0 and step >= 0, got "
                 f"{batch_size}, {context}, {seed} and {step}"
             )
-        name = _split(split)
+        name = as_split(split)
         stream = self._store.stream(name)
         _require(self.config.source, name, len(stream), context)
         random = np.random.default_rng([seed, step, SPLITS.index(name)])
@@ -172,7 +172,8 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> TextData
     return data
 
 
-def _split(name: str) -> Split:
+def as_split(name: str) -> Split:
+    """Return the split called `name`; raise `UserError` otherwise."""
     for split in SPLITS:
         if name == split:
             return split

@@ -29,26 +29,45 @@ from clearhead.errors import unknown
 
 @dataclass(frozen=True)
 class Draw:
-    """How one parameter starts. `scale` is the value of constant, the std of normal, the limit of uniform."""
+    """How one parameter starts. `scale` is the value of constant, the std of normal, the limit of uniform; "kept"
+    leaves the parameter as it is."""
 
     kind: str
     scale: float
 
     def __str__(self) -> str:
-        form = {"constant": "{:g}", "normal": "N(0, {:.4g})", "uniform": "U(+-{:.4g})"}[self.kind]
+        form = {"constant": "{:g}", "normal": "N(0, {:.4g})", "uniform": "U(+-{:.4g})", "kept": "kept"}[self.kind]
         return form.format(self.scale)
 
+    @property
+    def mean(self) -> float:
+        """Of the entries; NaN for what is kept."""
+        return {"constant": self.scale, "kept": math.nan}.get(self.kind, 0.0)
+
+    @property
+    def variance(self) -> float:
+        """Of the entries about their mean; NaN for what is kept."""
+        kinds = {"constant": 0.0, "normal": self.scale**2, "uniform": self.scale**2 / 3.0, "kept": math.nan}
+        return kinds[self.kind]
+
+    def values(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """The start of a parameter of that shape, on the CPU in fp32."""
+        if self.kind == "constant":
+            return torch.full(shape, self.scale)
+        start = torch.zeros(shape, dtype=torch.float32)
+        if self.kind == "normal":
+            return start.normal_(0.0, self.scale, generator=generator)
+        return start.uniform_(-self.scale, self.scale, generator=generator)
+
     def fill(self, parameter: Tensor, generator: torch.Generator) -> None:
-        """Write the start value, drawn on the CPU in fp32 so that every device and dtype starts alike."""
+        """Write the start value, drawn on the CPU in fp32 so that every device and dtype starts alike.
+
+        A sharded parameter (FSDP2's DTensor) gets its part of the same values: every process draws all of them.
+        """
         if self.kind == "constant":
             parameter.fill_(self.scale)
-            return
-        start = torch.empty(parameter.shape, dtype=torch.float32)
-        if self.kind == "normal":
-            start.normal_(0.0, self.scale, generator=generator)
-        else:
-            start.uniform_(-self.scale, self.scale, generator=generator)
-        parameter.copy_(start)
+        elif self.kind != "kept":
+            parameter.copy_(_placed(self.values(tuple(parameter.shape), generator), parameter))
 
 
 def constant(value: float) -> Draw:
@@ -151,6 +170,18 @@ def parameter_seed(seed: int, name: str) -> int:
     """A 63-bit seed for one parameter, the same in every process (Python's own `hash` of a string is not)."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def _placed(start: Tensor, parameter: Tensor) -> Tensor:
+    """`start` sharded as `parameter` is, if it is."""
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        return start
+    from torch.distributed.tensor import distribute_tensor
+
+    placements = parameter.placements  # type: ignore[attr-defined]
+    start = start.to(parameter.device, parameter.dtype)
+    return distribute_tensor(start, mesh, placements, src_data_rank=None)  # each takes its part, nothing is sent
 
 
 def _join(path: str, name: str) -> str:

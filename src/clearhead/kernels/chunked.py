@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clearhead.attention.bias import BIASES, Bias
+from clearhead.attention.bias import Bias, read_bias
 from clearhead.attention.mask import Mask
 from clearhead.attention.precision import without_autocast, working_dtype
 from clearhead.attention.spec import AttentionSpec
@@ -70,7 +70,7 @@ def _tiles(
             group = slice(g0, min(g0 + groups, g))
             heads = slice(group.start * r, group.stop * r)
             part = mask.narrow(batch, heads)
-            bias_part = None if bias is None else type(bias).decode(bias.narrow(bias.tensors(), batch, heads))
+            bias_part = None if bias is None else bias.with_tensors(bias.narrow(bias.tensors(), batch, heads))
             gradient_part = [] if bias is None or not gradients else bias.narrow(gradients, batch, heads)
             for q0 in range(0, n, rows):
                 q1 = min(q0 + rows, n)
@@ -107,7 +107,7 @@ class _Call:
         weights = AttentionSpec.parse(spec).weights
         self.rule: TileRule = TILE_RULES[type(weights)](weights)
         self.mask = Mask.decode(mask, mask_tensors)
-        self.bias = BIASES[bias].decode(bias_tensors) if bias else None
+        self.bias = read_bias(bias, bias_tensors) if bias else None
         self.scale, self.dropout_p = scale, dropout_p
         self.seed = int(seed) if dropout_p > 0.0 else 0
         self.b, self.h, self.n, _ = q.shape
@@ -260,6 +260,6 @@ def chunked_attention(
     else:
         seed = torch.zeros((), dtype=torch.int64)
     return chunked_forward(
-        q_bhnd, k_bgmd, v_bgme, spec.text, code, mask_tensors, "" if bias is None else bias.code,
+        q_bhnd, k_bgmd, v_bgme, spec.text, code, mask_tensors, "" if bias is None else bias.text,
         [] if bias is None else bias.tensors(), scale, dropout_p, seed,
     )  # fmt: skip

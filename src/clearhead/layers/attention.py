@@ -1,20 +1,34 @@
 """The attention layer: projections, QK-norm, rotary, temperatures, `attend`, gate, output.
 
-Legend: b batch, t tokens, w width, h query heads, g key/value heads, d head dim, p = heads * head dim.
+Legend: b batch, t tokens, s tokens of the source, w width, h query heads, g key/value heads, d head dim,
+p = heads * head dim.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch.nn as nn
 from torch import Tensor
 
 from clearhead.attention.attend import attend
+from clearhead.attention.selective import Temperatures
 from clearhead.attention.spec import AttentionSpec
 from clearhead.layers.gate import FixedGate, TokenGate
 from clearhead.layers.geometry import Geometry
 from clearhead.layers.norms import RMS_EPS
 from clearhead.layers.temperature import LearnedTemperatures, SelectiveTemperatures
 from clearhead.memory.cache import KVCache
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What queries look at: keys (normed and turned) and values, [b, g, s, d], and their temperatures."""
+
+    key: Tensor
+    value: Tensor
+    key_temperature: Tensor | None = None
+    value_temperature: Tensor | None = None
 
 
 class Attention(nn.Module):
@@ -57,21 +71,34 @@ class Attention(nn.Module):
 
     def forward(self, x_btw: Tensor, geometry: Geometry, cache: KVCache | None = None) -> Tensor:
         """See the class."""
-        q_btp, k_btp, v_btp = self.query(x_btw), self.key(x_btw), self.value(x_btw)
+        q_btp = self.query(x_btw)  # before keys and values: the order decides how gradients of x are rounded
+        return self.look(x_btw, q_btp, self.read(x_btw, geometry), geometry, cache)
+
+    def read(self, x_bsw: Tensor, geometry: Geometry) -> Source:
+        """Make keys and values of `x`."""
+        k_bsp, v_bsp = self.key(x_bsw), self.value(x_bsw)
+        taus = (None, None) if self.temperatures is None else self.temperatures.of_source(k_bsp, v_bsp, geometry)
+        k_bgsd = _normed(self.key_norm, self._split(k_bsp))
+        if geometry.rotation is not None:
+            k_bgsd = geometry.rotation(k_bgsd)
+        return Source(k_bgsd, self._split(v_bsp), *taus)
+
+    def look(
+        self, x_btw: Tensor, q_btp: Tensor, source: Source, geometry: Geometry, cache: KVCache | None = None
+    ) -> Tensor:
+        """Let the projected queries of `x` attend to `source`, and mix the heads."""
         temperatures = None
         if self.temperatures is not None:
-            temperatures = self.temperatures(q_btp, k_btp, v_btp, geometry)
-
+            tau = self.temperatures.of_query(q_btp, geometry)
+            temperatures = Temperatures(tau, source.key_temperature, source.value_temperature)
         q_bhtd = _normed(self.query_norm, self._split(q_btp))
-        k_bgtd = _normed(self.key_norm, self._split(k_btp))
-        v_bgtd = self._split(v_btp)
         if geometry.rotation is not None:
-            q_bhtd, k_bgtd = geometry.rotation(q_bhtd), geometry.rotation(k_bgtd)
+            q_bhtd = geometry.rotation(q_bhtd)
 
         out_bhtd = attend(
             q_bhtd,
-            k_bgtd,
-            v_bgtd,
+            source.key,
+            source.value,
             self.spec,
             mask=geometry.mask,
             bias=geometry.bias,

@@ -1,4 +1,7 @@
-"""One transformer block: attention, then feed-forward, each on the residual stream."""
+"""One transformer block: attention, cross attention where there is a source, feed-forward, each on the residual stream.
+
+Legend: b batch, t tokens, s tokens of the source, w width.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from clearhead.layers.attention import Attention
+from clearhead.layers.cross_attention import Cross, CrossAttention
 from clearhead.layers.feed_forward import FeedForward, SwiGLU
 from clearhead.layers.geometry import Geometry
 from clearhead.layers.residual import PostNormResidual, PreNormResidual
@@ -15,7 +19,8 @@ Residual = PreNormResidual | PostNormResidual
 
 
 class Block(nn.Module):
-    """x <- x + attention(x); x <- x + feed_forward(x), each sum as its residual says (norm, scale, dropout).
+    """x <- x + attention(x); [x <- x + cross_attention(x, source)]; x <- x + feed_forward(x), each sum as its residual
+    says (norm, scale, dropout).
 
     Shapes: [b, t, width] -> [b, t, width].
     """
@@ -26,14 +31,32 @@ class Block(nn.Module):
         feed_forward: FeedForward | SwiGLU,
         attention_residual: Residual,
         feed_forward_residual: Residual,
+        cross_attention: CrossAttention | None = None,
+        cross_attention_residual: Residual | None = None,
     ) -> None:
         super().__init__()
+        if (cross_attention is None) != (cross_attention_residual is None):
+            raise ValueError("Block: cross_attention and cross_attention_residual come together")
         self.attention = attention
+        self.cross_attention = cross_attention
         self.feed_forward = feed_forward
         self.attention_residual = attention_residual
+        self.cross_attention_residual = cross_attention_residual
         self.feed_forward_residual = feed_forward_residual
 
-    def forward(self, x_btw: Tensor, geometry: Geometry, cache: KVCache | None = None) -> Tensor:
-        """See the class."""
+    def forward(
+        self,
+        x_btw: Tensor,
+        geometry: Geometry,
+        cache: KVCache | None = None,
+        states_bsw: Tensor | None = None,
+        cross: Cross | None = None,
+    ) -> Tensor:
+        """See the class. `states_bsw` and `cross` are the source of the cross attention, if the block has one."""
         x_btw = self.attention_residual(x_btw, lambda h_btw: self.attention(h_btw, geometry, cache))
+        if self.cross_attention is not None and self.cross_attention_residual is not None:
+            if cross is None:
+                raise ValueError("Block: this block has cross attention and needs a source")
+            look = self.cross_attention
+            x_btw = self.cross_attention_residual(x_btw, lambda h_btw: look(h_btw, states_bsw, cross))
         return self.feed_forward_residual(x_btw, self.feed_forward)

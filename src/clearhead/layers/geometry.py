@@ -25,7 +25,9 @@ class Geometry:
     visible: Tensor | None = None
     """[1|b, 1|h, t] int64: number of keys that each query sees, the spec's own pattern included. Counted for
     selective temperatures only."""
+    own: Tensor | None = None
+    """[1|b, 1|h, m] int64: what selective temperatures of keys and values count; None = `positions` + 1."""
     bias: Bias | None = None
-    """Position term on the scores (ALiBi)."""
+    """Position term on the scores (ALiBi, T5)."""
     rotation: Rotation | None = None
     """Rotary angles."""

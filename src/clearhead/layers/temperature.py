@@ -9,7 +9,9 @@ costs one vector per head and one slope. What the paper leaves open, and what is
 - f reads the projection as it leaves its matrix: before rotary (after it, f would depend on the position) and before
   QK-norm. tau is applied after QK-norm, which would cancel it, and after rotary, with which it commutes.
 - n is, for a query, the number of keys it sees (its position, counted from 1, when attention is causal and full; the
-  window's size once a window is full), and for a key or value its own position in its document, counted from 1.
+  window's size once a window is full), and for a key or value its own position in its document, counted from 1. Where
+  attention looks both ways (ours; the paper is causal) a position says nothing about how many keys compete, so n is the
+  number of visible keys for keys and values too; in cross attention it is the length of the source.
 - The length of the vector: `granularity`. One slope per layer and projection, as one trainable scalar in the paper.
 - Starts: neither is in the paper. The vector starts at 0 (tanh'(0) = 1, so its gradient lives); alpha starts where the
   authors' released GPT-2 code starts, at a slope of exp(-exp(1.5)) = 0.0113, alpha = -4.47.
@@ -142,15 +144,22 @@ class SelectiveTemperatures(nn.Module):
         self.key = make("key", kv_heads)
         self.value = make("value", kv_heads)
 
+    def of_query(self, q_btp: Tensor, geometry: Geometry) -> Tensor | None:
+        """tau of the queries, [b, h, t, 1]."""
+        assert geometry.visible is not None
+        return None if self.query is None else self.query(q_btp, geometry.visible)
+
+    def of_source(self, k_btp: Tensor, v_btp: Tensor, geometry: Geometry) -> tuple[Tensor | None, Tensor | None]:
+        """tau of keys and values, each [b, g, t, 1]."""
+        own_b1t = geometry.positions[:, None, :] + 1 if geometry.own is None else geometry.own
+        return (
+            None if self.key is None else self.key(k_btp, own_b1t),
+            None if self.value is None else self.value(v_btp, own_b1t),
+        )
+
     def forward(self, q_btp: Tensor, k_btp: Tensor, v_btp: Tensor, geometry: Geometry) -> Temperatures:
         """See the class."""
-        assert geometry.visible is not None
-        own_b1t = geometry.positions[:, None, :] + 1
-        return Temperatures(
-            query=None if self.query is None else self.query(q_btp, geometry.visible),
-            key=None if self.key is None else self.key(k_btp, own_b1t),
-            value=None if self.value is None else self.value(v_btp, own_b1t),
-        )
+        return Temperatures(self.of_query(q_btp, geometry), *self.of_source(k_btp, v_btp, geometry))
 
 
 class LearnedTemperatures(nn.Module):
@@ -164,9 +173,17 @@ class LearnedTemperatures(nn.Module):
         """Start of each parameter."""
         return {"scale": 1.0}
 
+    def of_query(self, q_btp: Tensor, geometry: Geometry) -> Tensor | None:
+        """tau of the queries, [1, h, 1, 1]."""
+        return _wide(self.scale)[None, :, None, None]
+
+    def of_source(self, k_btp: Tensor, v_btp: Tensor, geometry: Geometry) -> tuple[Tensor | None, Tensor | None]:
+        """Keys and values have none."""
+        return None, None
+
     def forward(self, q_btp: Tensor, k_btp: Tensor, v_btp: Tensor, geometry: Geometry) -> Temperatures:
         """See the class."""
-        return Temperatures(query=_wide(self.scale)[None, :, None, None])
+        return Temperatures(query=self.of_query(q_btp, geometry))
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -21,14 +21,18 @@ _PART_OF_MODULE: tuple[tuple[type[nn.Module], str], ...] = (
 _PART_OF_NAME = {
     "embedding": "embedding",
     "position": "position",
+    "relative": "position",
+    "segment": "segment",
     "attention": "attention",
+    "cross_attention": "cross_attention",
     "feed_forward": "feed_forward",
     "head": "head",
 }
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters by part (embedding, position, attention, feed_forward, norm, temperature, gate, head) and "total".
+    """Parameters by part (embedding, position, segment, attention, cross_attention, feed_forward, norm, temperature,
+    gate, head) and "total".
 
     Every parameter is counted once; a tied output matrix is embedding. Parts without parameters are left out.
     """
@@ -57,10 +61,16 @@ def multiplied_weights(model: nn.Module) -> int:
     return maps + sum(module.vector.numel() for module in model.modules() if isinstance(module, TokenPart))
 
 
-def mean_visible_keys(config: ModelConfig, context: int) -> float:
-    """Keys that a causal query sees, averaged over positions 1..context: (context + 1) / 2, fewer with a window of w:
-    (w (w + 1) / 2 + (context - w) w) / context."""
+def mean_visible_keys(config: ModelConfig, context: int, *, causal: bool = True) -> float:
+    """Keys that a query sees, averaged over `context` positions c.
+
+    Causal: (c + 1) / 2, fewer with a window of w: (w (w + 1) / 2 + (c - w) w) / c. Both ways: c, and with s keys of the
+    window on each side 1 + 2 (s (s + 1) / 2 + (c - 1 - s) s) / c.
+    """
     pattern = config.spec.pattern
+    if not causal:
+        side = min((pattern.size - 1) // 2, context - 1) if isinstance(pattern, Window) else context - 1
+        return 1 + 2 * (side * (side + 1) / 2 + (context - 1 - side) * side) / context
     window = min(pattern.size, context) if isinstance(pattern, Window) else context
     return (window * (window + 1) / 2 + (context - window) * window) / context
 
@@ -68,10 +78,12 @@ def mean_visible_keys(config: ModelConfig, context: int) -> float:
 def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int) -> float:
     """Floating point operations per token, forward and backward, at `context` tokens.
 
-        3 * (2 * W + layers * 4 * heads * head_dim * keys)
+        3 * (2 * W + 4 * heads * head_dim * sum over attentions of keys)
 
-    W counts `multiplied_weights`: 2 operations per weight, multiply and add. Q K^T and A V cost 2 operations each per
-    query component and visible key; keys is `mean_visible_keys`. The backward pass costs twice the forward.
+    For seq2seq it is the cost per target token of a pair whose source and target have `context` tokens each, both
+    stacks together. W counts `multiplied_weights`: 2 operations per weight, multiply and add. Q K^T and A V cost 2
+    operations each per query component and visible key; keys is `mean_visible_keys`, in cross attention the context.
+    The backward pass costs twice the forward.
     Left out, as everywhere: norms, activations, softmax and what self_adjust and laser do to each weight or value, the
     scores that a kernel makes again in its backward pass, and the masked half that a kernel may compute in vain.
 
@@ -79,6 +91,11 @@ def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int
     """
     if context < 1:
         raise ValueError(f"flops_per_token: expected a context of at least 1 token, got {context}")
-    keys = mean_visible_keys(config, context)
-    attention = config.layers * 4 * config.heads * config.head_size * keys
+    causal, both_ways = (mean_visible_keys(config, context, causal=kind) for kind in (True, False))
+    keys = {
+        "decoder": config.layers * causal,
+        "encoder": config.layers * both_ways,
+        "seq2seq": config.layers * both_ways + config.decoder_depth * (causal + context),
+    }[config.architecture]
+    attention = 4 * config.heads * config.head_size * keys
     return 3.0 * (2.0 * multiplied_weights(model) + attention)

@@ -15,25 +15,40 @@ from typing import Any, Self
 
 from clearhead.attention.spec import AttentionSpec, Laser
 from clearhead.errors import UserError, nearest, unknown
+from clearhead.init.deepscale import CONSTANTS, DEPTH_COUNTS, residual_constants
 
+ARCHITECTURES = ("decoder", "encoder", "seq2seq")
 FEED_FORWARDS = ("swiglu", "gelu", "relu")
 NORMS = ("layer", "rms")
 NORM_PLACEMENTS = ("pre", "post")
-POSITIONS = ("none", "learned", "sinusoidal", "rope", "alibi")
+POSITIONS = ("none", "learned", "sinusoidal", "rope", "alibi", "t5")
 OUTPUT_GATES = ("none", "fixed", "head", "element")
-INITS = ("standard", "xavier", "small")
+INITS = ("standard", "xavier", "small", "deepscale", "deepscale_simple", "admin", "admin_constant")
+DEEPSCALE = ("deepscale", "deepscale_simple")
+ADMIN = ("admin", "admin_constant")
+DEEPSCALE_KEYS = ("context", "many")
+ADMIN_OMEGAS = ("profiled", "predicted")
+OUTPUT_CHANGES = ("log", "constant", "linear")
+OMEGA_FORMS = ("buffer", "vector")
 TEMPERATURE_GRANULARITIES = ("shared", "head_slice", "head_full")
 TEMPERATURE_TARGETS = ("query", "key", "value")
 TEMPERATURE_PARTS = ("token+position", "token", "position")
 TEMPERATURE_SLOPES = ("sigmoid", "linear")
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "architecture": ARCHITECTURES,
     "feed_forward": FEED_FORWARDS,
     "norm": NORMS,
     "norm_placement": NORM_PLACEMENTS,
     "position": POSITIONS,
     "output_gate": OUTPUT_GATES,
     "init": INITS,
+    "depth_counts": DEPTH_COUNTS,
+    "deepscale_constants": CONSTANTS,
+    "deepscale_keys": DEEPSCALE_KEYS,
+    "admin_omega": ADMIN_OMEGAS,
+    "output_change": OUTPUT_CHANGES,
+    "omega_form": OMEGA_FORMS,
     "temperature_granularity": TEMPERATURE_GRANULARITIES,
     "temperature_parts": TEMPERATURE_PARTS,
     "temperature_slope": TEMPERATURE_SLOPES,
@@ -42,18 +57,23 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that decides a decoder's parameters and its function.
+    """Everything that decides a model's parameters and its function.
 
     The `temperature_*` fields describe `selective` (SSA, arXiv 2411.12892) and are read only when `attention` names it;
     `learned` has no options. Raises `UserError` for a value that cannot be built.
     """
 
+    architecture: str = "decoder"
+    """decoder (causal, next token) | encoder (every token sees every token, masked tokens) | seq2seq (an encoder, and a
+    decoder that also reads it: translation)."""
     vocab_size: int = 257
-    """Number of token ids; the byte tokenizer has 257."""
+    """Number of token ids; the byte tokenizer has 257, and a masked LM needs one more for the mask."""
     context: int = 256
     """Training length in tokens. Learned positions end here; the others run on, untested by training."""
     layers: int = 4
-    """Number of blocks."""
+    """Number of blocks; of the encoder, in a seq2seq model."""
+    decoder_layers: int | None = None
+    """seq2seq only: blocks of the decoder; None = `layers`."""
     width: int = 128
     """Size of the residual stream."""
     heads: int = 4
@@ -71,16 +91,27 @@ class ModelConfig:
     """rms (RMSNorm) | layer (LayerNorm with weight and bias)."""
     norm_placement: str = "pre"
     """pre: x + f(norm(x)), and one norm after the last block | post: norm(x + f(x))."""
+    embedding_norm: bool | None = None
+    """A norm on the embedding, before its dropout (BERT); None = with deepscale and admin under norm_placement=post."""
     tie_embeddings: bool = True
-    """The output matrix is the token embedding."""
+    """The output matrix is the token embedding (of the decoder, in a seq2seq model)."""
+    share_embeddings: bool = True
+    """seq2seq only: encoder and decoder read one token table."""
+    segment_types: int = 0
+    """encoder only: rows of a table that is added by segment (BERT has 2); 0 = no such table."""
     attention: str = "softmax"
     """An attention spec such as softmax, laser, self_adjust+window:64, softmax+selective; kept in canonical form."""
     attention_dropout: float = 0.0
     """Dropout on attention weights (meaningless with laser, which refuses it)."""
     position: str = "rope"
-    """none | learned | sinusoidal (both add to the embedding) | rope (turns q and k) | alibi (biases the scores)."""
+    """none | learned | sinusoidal (both add to the embedding) | rope (turns q and k) | alibi (biases the scores) | t5
+    (a learned bias per head and distance, one table for all layers of a stack)."""
     rope_base: float = 10000.0
     """Base of the rotary frequencies."""
+    relative_buckets: int = 32
+    """t5 only: rows of the table; half of them for keys to the right where attention looks both ways."""
+    relative_max_distance: int = 128
+    """t5 only: distances from here on share one bucket."""
     qk_norm: bool = False
     """RMSNorm over each query and key head, before rotary; the temperatures multiply after it."""
     output_gate: str = "none"
@@ -101,28 +132,53 @@ class ModelConfig:
     dropout: float = 0.0
     """Dropout on the embedding and on what each branch adds to the stream."""
     init: str = "standard"
-    """standard (GPT-2) | xavier | small; see clearhead.init.standard."""
+    """standard (GPT-2) | xavier | small | deepscale | deepscale_simple (DeepScaleLM: very deep models) | admin |
+    admin_constant (very deep Post-LN models); the last four also scale the sums. See docs/initialisation.md."""
+    deepscale_k: float = 2.0
+    """deepscale: what a branch adds, beta^2 = k / N^alpha; the stream keeps 1 - beta^2."""
+    deepscale_alpha: float = 1.0
+    """deepscale: exponent of the depth N."""
+    depth_counts: str = "layers"
+    """deepscale: N counts layers | blocks (residual branches, two or three a layer)."""
+    deepscale_constants: str = "exact"
+    """deepscale: exact (the feed-forward's own activation) | published (the ReLU value for GeLU too)."""
+    deepscale_keys: str = "context"
+    """deepscale: attention averages over the context's tokens | many (the published limit; bad where r0 is small)."""
+    embedding_correlation: float | None = None
+    """deepscale: token correlation r0 of the summed embedding before dropout; None = from the training text's token
+    counts in training (the run's checkpoints say the value), from Zipf's law elsewhere."""
+    admin_omega: str = "profiled"
+    """admin: profiled (measured on the first batch) | predicted (closed form, no data)."""
+    output_change: str = "log"
+    """admin_constant: how an update may change the output with depth N: log | constant | linear."""
+    omega_form: str = "buffer"
+    """admin_constant: omega is a constant (buffer) | a trained vector."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "layers", "width", "heads"):
             _check_count(name, getattr(self, name))
-        for name in ("kv_heads", "head_dim", "hidden"):
+        for name in ("relative_buckets", "relative_max_distance"):
+            _check_count(name, getattr(self, name))
+        for name in ("kv_heads", "head_dim", "hidden", "decoder_layers"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown(name, str(getattr(self, name)), choices)
-        for name in ("tie_embeddings", "qk_norm"):
-            if not isinstance(getattr(self, name), bool):
+        for name in ("tie_embeddings", "qk_norm", "embedding_norm", "share_embeddings"):
+            derived = name == "embedding_norm" and self.embedding_norm is None
+            if not derived and not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name}: expected true or false, got {getattr(self, name)!r}")
         for name in ("dropout", "attention_dropout"):
             value = _check_number(name, getattr(self, name))
             if not 0.0 <= value < 1.0:
                 raise UserError(f"{name}: expected a share in [0, 1), got {value}")
-        for name in ("rope_base", "temperature_lr_scale"):
+        for name in ("rope_base", "temperature_lr_scale", "deepscale_k"):
             if _check_number(name, getattr(self, name)) <= 0.0:
                 raise UserError(f"{name}: expected a number above 0, got {getattr(self, name)}")
         self._check_sizes()
+        self._check_architecture()
+        self._check_init()
         object.__setattr__(self, "attention", str(AttentionSpec.parse(str(self.attention))))
         if self.attention_dropout > 0.0 and isinstance(self.spec.read, Laser):
             raise UserError(
@@ -148,10 +204,76 @@ class ModelConfig:
                 f"width: sinusoidal positions pair sine with cosine, expected an even width, got {self.width}"
             )
 
+    def _check_architecture(self) -> None:
+        if self.decoder_layers is not None and self.architecture != "seq2seq":
+            raise UserError(
+                f"decoder_layers: only architecture=seq2seq has two stacks; {self.architecture} takes layers"
+            )
+        if isinstance(self.segment_types, bool) or not isinstance(self.segment_types, int) or self.segment_types < 0:
+            raise UserError(f"segment_types: expected a whole number of at least 0, got {self.segment_types!r}")
+        if self.segment_types and self.architecture != "encoder":
+            raise UserError(f"segment_types: only architecture=encoder has a segment table, not {self.architecture}")
+        if self.position == "t5":
+            side = self.relative_buckets if self.architecture == "decoder" else self.relative_buckets // 2
+            if side < 2 or (self.architecture != "decoder" and self.relative_buckets % 2):
+                raise UserError(
+                    f"relative_buckets: expected at least 2 for each direction (an even number where attention looks "
+                    f"both ways), got {self.relative_buckets}"
+                )
+            exact = self.relative_buckets // (4 if self.architecture == "encoder" else 2)
+            if self.relative_max_distance <= exact:
+                raise UserError(
+                    f"relative_max_distance: must lie above the {exact} distances that have a bucket of their own, "
+                    f"got {self.relative_max_distance}"
+                )
+
+    def _check_init(self) -> None:
+        _check_number("deepscale_alpha", self.deepscale_alpha)
+        r0 = self.embedding_correlation
+        if r0 is not None and not 0.0 <= _check_number("embedding_correlation", r0) <= 1.0:
+            raise UserError(f"embedding_correlation: expected a correlation in [0, 1], got {r0}")
+        if self.init in ADMIN and self.norm_placement != "post":
+            raise UserError(
+                f"init={self.init} weighs the stream that a norm reads after the sum; it needs norm_placement=post "
+                f"(for pre-norm take init=deepscale)"
+            )
+        if self.init in DEEPSCALE:
+            for layers, branches in self.depths.values():
+                residual_constants(layers, self.deepscale_k, self.deepscale_alpha, self.depth_counts, branches=branches)
+            if self.init == "deepscale" and self.deepscale_constants == "published" and self.feed_forward == "swiglu":
+                raise UserError(
+                    "deepscale_constants=published: DeepScaleLM's code has no gated feed-forward; set "
+                    "deepscale_constants=exact, or feed_forward=gelu or relu"
+                )
+
+    @property
+    def depths(self) -> dict[str, tuple[int, int]]:
+        """For each stack (encoder, decoder) its layers and the residual branches of a layer."""
+        if self.architecture == "seq2seq":
+            return {"encoder": (self.layers, 2), "decoder": (self.decoder_depth, 3)}
+        return {self.architecture: (self.layers, 2)}
+
+    @property
+    def embedding_tables(self) -> int:
+        """Tables that are added into the first stream: token, position (learned or sinusoidal), segment."""
+        return 1 + (self.position in ("learned", "sinusoidal")) + (self.segment_types > 0)
+
+    @property
+    def norms_embedding(self) -> bool:
+        """`embedding_norm`, or the default that its docstring states."""
+        if self.embedding_norm is not None:
+            return self.embedding_norm
+        return self.norm_placement == "post" and self.init in DEEPSCALE + ADMIN
+
     @cached_property
     def spec(self) -> AttentionSpec:
         """The parsed attention."""
         return AttentionSpec.parse(self.attention)
+
+    @property
+    def decoder_depth(self) -> int:
+        """Blocks of a seq2seq decoder: `decoder_layers`, or `layers`."""
+        return self.layers if self.decoder_layers is None else self.decoder_layers
 
     @property
     def key_value_heads(self) -> int:
@@ -219,5 +341,16 @@ PRESETS: dict[str, ModelConfig] = {
     "base": ModelConfig(layers=6, width=256, heads=8, context=512),
     # The shape of GPT-2 124M; wants a GPU.
     "large": ModelConfig(layers=12, width=768, heads=12, context=1024, vocab_size=50257),
+    # Does not train: for a first look at `clearhead inspect`, and at what repairs it.
+    "deep-post-ln": ModelConfig(
+        layers=48,
+        width=64,
+        heads=2,
+        context=128,
+        feed_forward="relu",
+        norm="layer",
+        norm_placement="post",
+        init="xavier",
+    ),
 }
 """Named sizes; change single fields with `dataclasses.replace(PRESETS["small"], attention="laser")`."""

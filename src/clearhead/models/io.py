@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 
 from clearhead.errors import UserError
 from clearhead.models.config import ModelConfig
-from clearhead.models.decoder import Decoder
+from clearhead.models.make import ARCHITECTURES, AnyModel
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
-def save_model(model: Decoder, folder: Path | str) -> None:
+def save_model(model: AnyModel, folder: Path | str) -> None:
     """Write the model to `folder`, which is made if needed.
 
     Each file is written under a temporary name and renamed, so a reader or a crash finds the old file or the new one,
@@ -29,9 +29,10 @@ def save_model(model: Decoder, folder: Path | str) -> None:
 
     Raises `TypeError` for a wrapped model (compiled, distributed), whose names would not load.
     """
-    if not isinstance(model, Decoder):
+    if not isinstance(model, tuple(ARCHITECTURES.values())):
         raise TypeError(
-            f"save_model: expected a Decoder, got {type(model).__name__}; pass the model inside the wrapper"
+            f"save_model: expected a model of clearhead (Decoder, Encoder, Seq2Seq), got {type(model).__name__}; "
+            f"pass the model inside the wrapper"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,18 +43,18 @@ def save_model(model: Decoder, folder: Path | str) -> None:
     _replace(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
-def load_model(folder: Path | str, *, device: torch.device | str | None = None) -> Decoder:
-    """Read a model that `save_model` wrote, in eval mode and in the stored dtype.
+def load_model(folder: Path | str, *, device: torch.device | str | None = None) -> AnyModel:
+    """Read a model that `save_model` wrote, in eval mode and in the stored dtype; its class is the config's.
 
     Raises `UserError`, in one line, for a missing, broken or mismatched file.
     """
     folder = Path(folder)
     config = read_config(folder)
     tensors, stored_config = _read_weights(folder / WEIGHTS)
-    if stored_config is not None and stored_config != config.to_dict():
+    if stored_config is not None and not _same(stored_config, config):
         raise UserError(f"{folder}: {WEIGHTS} was saved with another config than {CONFIG} states; restore the pair")
 
-    model = Decoder(config)
+    model = ARCHITECTURES[config.architecture](config)
     expected = _stored(model)
     for problem, names in (("lacks", expected.keys() - tensors), ("has unknown", tensors.keys() - expected)):
         if names:
@@ -64,7 +65,7 @@ def load_model(folder: Path | str, *, device: torch.device | str | None = None) 
                 f"{folder / WEIGHTS}: {name} has shape {tuple(tensors[name].shape)}, "
                 f"{CONFIG} asks for {tuple(wanted.shape)}"
             )
-    dtypes = {t.dtype for t in tensors.values()}
+    dtypes = {tensors[name].dtype for name, _ in model.named_parameters()}  # constants keep a dtype of their own
     if len(dtypes) == 1:
         model.to(dtypes.pop())
     model.load_state_dict(tensors, strict=False)  # strict but for the tied matrix, which the checks above have seen to
@@ -100,10 +101,23 @@ def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
         raise UserError(f"{path} is broken: {_one_line(error)}") from None
 
 
-def _stored(model: Decoder) -> dict[str, torch.Tensor]:
-    """The state dict without the second name of a tied matrix."""
-    tied = {"head.weight"} if model.config.tie_embeddings else set()
-    return {name: t for name, t in model.state_dict().items() if name not in tied}
+def _same(stored: Any, config: ModelConfig) -> bool:
+    """Whether the weights' config is `config`; an older version's lacks the options that came later."""
+    try:
+        return ModelConfig.from_dict(stored) == config
+    except (UserError, TypeError):
+        return False
+
+
+def _stored(model: AnyModel) -> dict[str, torch.Tensor]:
+    """The state dict with each tied matrix under its first name only."""
+    seen: set[int] = set()
+    stored = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            stored[name] = tensor.detach()
+    return stored
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,4 +1,4 @@
-"""What a decoder remembers between calls: one key/value cache per layer."""
+"""What a model remembers between calls: one key/value cache per layer, and the source that it has read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from clearhead.layers.cross_attention import SourceCache
 from clearhead.memory.cache import KVCache
 
 
@@ -43,3 +44,45 @@ class DecoderState:
         """Empty the given rows (a boolean [b], or indices), or all."""
         for cache in self.caches:
             cache.reset(rows)
+
+
+class SourceMemory:
+    """What a seq2seq decoder keeps of its source: the keys and values of each layer, and which of them are real."""
+
+    def __init__(self, layers: int) -> None:
+        self.layers = tuple(SourceCache() for _ in range(layers))
+        self.tokens = 0
+        """Length of the source with its padding; 0 = none was read yet."""
+        self.valid: Tensor | None = None
+        """[b, s] bool; None = no padding."""
+
+    def reorder(self, index: Tensor) -> None:
+        """Row i becomes what row index[i] was."""
+        for held in self.layers:
+            held.reorder(index)
+        self.valid = None if self.valid is None else self.valid.index_select(0, index)
+
+    def forget(self) -> None:
+        """Make room for another source."""
+        for held in self.layers:
+            held.source = None
+        self.tokens, self.valid = 0, None
+
+
+@dataclass(frozen=True, eq=False)
+class Seq2SeqState(DecoderState):
+    """The decoder's caches, and the source, which is read once: at the first call."""
+
+    source: SourceMemory
+
+    def reorder(self, index: Tensor) -> None:
+        """Row i becomes what row index[i] was; rows may be repeated or left out."""
+        super().reorder(index)
+        self.source.reorder(index)
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Empty all rows and forget the source. Raises `ValueError` for some rows: a source is read for all at once."""
+        if rows is not None:
+            raise ValueError("Seq2SeqState.reset: a source is read for all rows at once; reset all, or use new_state")
+        super().reset()
+        self.source.forget()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
+from clearhead.objectives.cross_entropy import IGNORE as IGNORE
+from clearhead.objectives.cross_entropy import summed_nats
 
 
 def causal_lm_loss(logits_btV: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
@@ -16,13 +16,4 @@ def causal_lm_loss(logits_btV: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tens
 
     Raises `ValueError` when the shapes disagree.
     """
-    if logits_btV.shape[:-1] != targets_bt.shape:
-        raise ValueError(
-            f"causal_lm_loss: expected targets of shape {tuple(logits_btV.shape[:-1])} for logits "
-            f"{tuple(logits_btV.shape)}, got {tuple(targets_bt.shape)}"
-        )
-    logits = logits_btV.flatten(0, -2)
-    if logits.dtype.itemsize < 4:
-        logits = logits.float()
-    total = F.cross_entropy(logits, targets_bt.flatten(), ignore_index=IGNORE, reduction="sum")
-    return total, (targets_bt != IGNORE).sum()
+    return summed_nats("causal_lm_loss", logits_btV, targets_bt)

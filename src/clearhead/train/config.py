@@ -16,7 +16,11 @@ ScheduleName = Literal["cosine", "wsd", "constant"]
 Precision = Literal["fp32", "bf16"]
 Parallel = Literal["none", "ddp", "fsdp"]
 
+Task = Literal["causal_lm", "masked_lm", "translation"]
+
 BYTE_VOCABULARY = 257
+TASKS: dict[str, Task] = {"decoder": "causal_lm", "encoder": "masked_lm", "seq2seq": "translation"}
+"""What each architecture is trained for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,9 @@ class TrainConfig:
     """Steps between checkpoints; 0 = only after the last step and when the run is stopped."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
+    inspect_every: int = 0
+    """Steps between looks inside the model (lines "signal" in metrics.jsonl, and warnings: signal/watch.py), each about
+    as dear as a step or two; 0 = never. It changes nothing in the weights."""
     threads: int | None = None
     """Threads of a CPU operation. None = torch's own choice at the first start, which a resumed run keeps.
     Results repeat bit by bit for an equal number of threads only."""
@@ -100,6 +107,14 @@ class TrainConfig:
     """auto (a GPU when there is one) | cpu | cuda | cuda:1 | mps."""
     parallel: Parallel = "none"
     """none | ddp | fsdp; the latter two are started by torchrun."""
+    mask_fraction: float = 0.15
+    """masked_lm only: share of the tokens that are hidden."""
+    label_smoothing: float = 0.0
+    """translation only: share of the target that is spread over the vocabulary. Reported losses are without it."""
+    beams: int = 1
+    """translation only: width of the search for the translations that are scored at the end; 1 = greedy."""
+    length_penalty: float = 0.6
+    """translation only: 0 = the search prefers short translations, 1 = it looks at the mean per token."""
     diverged_after: int = 5
     """So many steps in a row without a finite loss and gradient end the run as diverged."""
     tensorboard: bool = False
@@ -111,12 +126,15 @@ class TrainConfig:
             raise UserError(
                 f"train: expected exactly one of steps and tokens, got {given}; set one, leave the other out"
             )
-        for name in ("batch_size", "grad_accum", "eval_tokens", "log_every", "diverged_after"):
+        _number("train.mask_fraction", self.mask_fraction, above=0.0, most=1.0)
+        _number("train.label_smoothing", self.label_smoothing, least=0.0, most=0.99)
+        _number("train.length_penalty", self.length_penalty, least=0.0)
+        for name in ("batch_size", "grad_accum", "eval_tokens", "log_every", "diverged_after", "beams"):
             _count(f"train.{name}", getattr(self, name))
         for name in ("steps", "tokens", "test_tokens", "threads"):
             if getattr(self, name) is not None:
                 _count(f"train.{name}", getattr(self, name))
-        for name in ("seed", "eval_every", "checkpoint_every"):
+        for name in ("seed", "eval_every", "checkpoint_every", "inspect_every"):
             _count(f"train.{name}", getattr(self, name), least=0)
         for name in ("compile", "tensorboard"):
             if not isinstance(getattr(self, name), bool):
@@ -159,13 +177,13 @@ class RunConfig:
                 f"model.context={self.model.context} and data.context={self.data.context} differ; set both to the "
                 f"length to train on"
             )
-        tokenizer, needed = self.data.tokenizer, BYTE_VOCABULARY
-        if tokenizer != "bytes":
-            needed = self.data.vocab_size
+        self._check_task()
+        tokenizer, needed = self.data.tokenizer, vocabulary_size(self.data, self.task)
         if self.model.vocab_size < needed:
+            mask = ", the mask included" if self.task == "masked_lm" else ""
             raise UserError(
                 f"model.vocab_size={self.model.vocab_size} is too small for the tokenizer {tokenizer!r}, which has "
-                f"{needed} ids; set model.vocab_size={needed}"
+                f"{needed} ids{mask}; set model.vocab_size={needed}"
             )
         if self.optim.warmup_steps >= self.total_steps and self.total_steps > 1:
             raise UserError(
@@ -173,9 +191,27 @@ class RunConfig:
                 f"the run; lower it or train longer"
             )
 
+    def _check_task(self) -> None:
+        start, task = {entry.name: entry.default for entry in dataclasses.fields(TrainConfig)}, self.task
+        only = {"mask_fraction": "masked_lm"} | dict.fromkeys(
+            ("label_smoothing", "beams", "length_penalty"), "translation"
+        )
+        for name, owner in only.items():
+            if owner != task and getattr(self.train, name) != start[name]:
+                raise UserError(
+                    f"train.{name} is for {owner}; this run is {task} (model.architecture={self.model.architecture})"
+                )
+        if task == "translation" and self.train.tokens is not None:
+            raise UserError("train.tokens: pairs differ in length, so translation counts steps; set train.steps")
+
+    @property
+    def task(self) -> Task:
+        """What the model's architecture is trained for: causal_lm | masked_lm | translation."""
+        return TASKS[self.model.architecture]
+
     @property
     def tokens_per_step(self) -> int:
-        """Positions that one optimizer step reads: batch_size * context."""
+        """Positions that one optimizer step reads: batch_size * context; of a translation, at most."""
         return self.train.batch_size * self.data.context
 
     @property
@@ -194,13 +230,29 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """Build from plain values; an unknown key raises `UserError` with the nearest known one."""
         kinds: dict[str, Any] = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "train": TrainConfig}
+        values = dict(values)
+        said = values.pop("task", None)  # may be written into a config by hand; the architecture decides
         parts = _known(cls, "run", values)
         for name, part in parts.items():
             if not isinstance(part, Mapping):
                 raise UserError(f"run config: {name} must be an object of options, got {type(part).__name__}")
         if "train" not in parts:
             raise UserError("run config: train is missing; give at least train.steps or train.tokens")
-        return cls(**{name: kinds[name].from_dict(part) for name, part in parts.items()})
+        config = cls(**{name: kinds[name].from_dict(part) for name, part in parts.items()})
+        if said is not None and said != config.task:
+            if said not in TASKS.values():
+                raise unknown("task", str(said), TASKS.values())
+            wanted = next(name for name, task in TASKS.items() if task == said)
+            raise UserError(
+                f"task={said} needs model.architecture={wanted}, got {config.model.architecture}, which is for "
+                f"{config.task}"
+            )
+        return config
+
+
+def vocabulary_size(data: DataConfig, task: Task) -> int:
+    """Ids that a model needs at least: the tokenizer's, and one for the mask of a masked LM."""
+    return (BYTE_VOCABULARY if data.tokenizer == "bytes" else data.vocab_size) + (task == "masked_lm")
 
 
 def _known(cls: Any, section: str, values: Mapping[str, Any]) -> dict[str, Any]:

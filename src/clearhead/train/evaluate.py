@@ -15,9 +15,9 @@ Legend: b windows of a batch, t tokens of a window, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -101,6 +101,10 @@ class EvalResult:
         """exp(nats per token); only models with one tokenizer can be compared by it."""
         return _exp(self.nats_per_token)
 
+    def metrics(self) -> dict[str, float]:
+        """The numbers of the validation curve."""
+        return {"bits_per_byte": self.bits_per_byte, "loss": self.nats_per_token, "perplexity": self.perplexity}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, the documents included."""
         return {
@@ -151,6 +155,19 @@ def choose_windows(lengths: Sequence[int], context: int, stride: int, max_tokens
     return chosen
 
 
+T = TypeVar("T")
+
+
+def in_turns(batches: Sequence[T], world: World | None) -> Iterator[tuple[T, bool]]:
+    """Yield this process's batches, one of every `world.size`, and whether each counts.
+
+    A sharded model needs every process in every forward pass: one without a batch repeats the last, uncounted.
+    """
+    rank, size = (0, 1) if world is None else (world.rank, world.size)
+    for first in range(0, len(batches), size):
+        yield batches[min(first + rank, len(batches) - 1)], first + rank < len(batches)
+
+
 def evaluate(
     model: torch.nn.Module,
     data: Documents,
@@ -192,24 +209,21 @@ def evaluate(
     if not chosen:
         raise UserError(f"the {split} split has no text to score")
     device = next(model.parameters()).device
-    rank, size = (0, 1) if world is None else (world.rank, world.size)
 
     batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
     nats_d = np.zeros(len(documents))
     was_training = model.training
     model.eval()
     try:
-        for first in range(0, len(batches), size):  # each process takes one batch of every `size`
+        for batch, counts in in_turns(batches, world):
             if should_stop():
                 raise Interrupted
-            # A sharded model needs every process in every forward pass: one without a batch repeats the last.
-            batch = batches[min(first + rank, len(batches) - 1)]
             nats_b = _score(model, documents, batch, device)
-            if first + rank < len(batches):
+            if counts:
                 np.add.at(nats_d, [window.document for window in batch], nats_b)
     finally:
         model.train(was_training)
-    if world is not None and size > 1:
+    if world is not None and world.size > 1:
         nats_d = world.sum(torch.from_numpy(nats_d).to(device)).cpu().numpy()
 
     tokens_d = np.zeros(len(documents), dtype=np.int64)

@@ -12,26 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn as nn
 
-from clearhead.data.text import TextData, prepare
 from clearhead.errors import UserError
-from clearhead.models.config import ModelConfig
-from clearhead.models.decoder import Decoder
-from clearhead.objectives.causal_lm import IGNORE
+from clearhead.models.make import build_model
 from clearhead.train import checkpoint as store
 from clearhead.train import environment
 from clearhead.train.config import RunConfig
-from clearhead.train.evaluate import Interrupted, evaluate
+from clearhead.train.evaluate import Interrupted
 from clearhead.train.folder import ENDED, RESULT, TOKENIZER, RunResult, claim, read_result, write_result
 from clearhead.train.history import History
+from clearhead.train.inspection import Inspection, read_records
 from clearhead.train.optimizer import build_optimizer, set_learning_rate
 from clearhead.train.recorder import Caller, Event, JsonLines, Recorder, Sink, TensorBoard, Terminal
 from clearhead.train.repeatable import seed_generators, settings_put_back
 from clearhead.train.schedule import learning_rate
-from clearhead.train.step import MicroBatch, StepResult, train_step
+from clearhead.train.start import start_model
+from clearhead.train.step import StepResult, train_step
 from clearhead.train.stop import StopRequest
-from clearhead.train.summary import summarize
+from clearhead.train.summary import step_tokens, summarize, tokens_read
+from clearhead.train.tasks.task import Task, prepare_task
 from clearhead.train.world import World, local
 
 
@@ -106,18 +105,20 @@ class Run:
         threads = config.train.threads or (found.state["threads"] if found else torch.get_num_threads())
         torch.set_num_threads(threads)
 
-        self.data = self._prepare_data()
-        self.model = build_model(config.model, config.train.seed).to(world.device)
+        self.task = self._prepare_task()
+        self.data = self.task.data
+        self.model = start_model(config, self.task, world, build_model, resumed=found is not None)
         self._model_facts = {
-            "parameters": self.model.count_parameters(),  # type: ignore[operator]
-            "flops_per_token": self.model.flops_per_token(config.data.context),  # type: ignore[operator]
+            "parameters": self.model.count_parameters(),
+            "flops_per_token": self.model.flops_per_token(config.data.context),
         }
         self.called = world.wrap(self.model, compiled=config.train.compile)
-        groups = self.model.parameter_groups()  # type: ignore[operator]
+        groups = self.model.parameter_groups()
         self.optimizer = build_optimizer(groups, config.optim)
         if found is not None:
             self._restore(found)
         self.recorder = Recorder(*self._sinks(on_event))
+        self.inspection = Inspection(config, world.share(read_records(folder) if world.writes else []))
         for line in damaged:
             self._warn(f"{folder}: {line}; going on from step {self.step}")
         if found is not None:
@@ -153,13 +154,15 @@ class Run:
                         self.evaluate_validation(should_stop)
                     elif self._due(config.checkpoint_every) and self.saved < self.step:
                         self.save()
+                    elif self.step < total and self.inspection.due(self.step):
+                        self.inspect()
                     elif self.step < total:
                         agreed = self.advance(stop.requested).stop
                     else:
                         break
                 if self.diverged:
                     return self._end("diverged", self.diverged)
-                test = self._evaluate("test", config.test_tokens, should_stop)
+                test = self._evaluate("test", config.test_tokens, should_stop, last=True)
                 result = self._end("finished", "", test)
                 if world.writes:
                     store.keep_newest(self.folder, 1)
@@ -176,7 +179,7 @@ class Run:
         seed_generators(config.train.seed, self.step, self.world.rank)
         lr = learning_rate(self.step, config.total_steps, config.optim)
         set_learning_rate(self.optimizer, lr)
-        micro_batches, valid_tokens = self._read_batch()
+        micro_batches, valid_tokens = self.task.read(self.step, self.world)
         result = train_step(
             self.called,
             self.optimizer,
@@ -196,7 +199,7 @@ class Run:
             seconds=seconds,
             cpu_seconds=cpu_seconds,
         )
-        speed = config.tokens_per_step / seconds if seconds else None
+        speed = step_tokens(config, valid_tokens) / seconds if seconds else None
         self.recorder("step", step=self.step, loss=result.loss, tokens_per_second=speed)
         if self._due(config.train.log_every):
             self._log(lr)
@@ -207,6 +210,15 @@ class Run:
             )
         return result
 
+    def inspect(self) -> None:
+        """Look inside the model on the first micro-batch of the coming step; weights and random numbers stay."""
+        batch = self.task.read(self.step, self.world)[0][0]
+        record, warned = self.inspection.look(self.model, batch, self.step, self.world.device)
+        if record is not None:
+            self.recorder("signal", **record)
+        for text in warned:
+            self._warn(text)
+
     def evaluate_validation(self, should_stop: Callable[[], bool]) -> None:
         """Score the validation text and put it on the curve."""
         began = time.perf_counter()
@@ -215,9 +227,7 @@ class Run:
             "eval",
             split="val",
             **self._position(),
-            bits_per_byte=result.bits_per_byte,
-            loss=result.nats_per_token,
-            perplexity=result.perplexity,
+            **result.metrics(),
             eval_seconds=time.perf_counter() - began,
         )
         self.evaluated = self.step
@@ -255,7 +265,7 @@ class Run:
             config=self.config,
             history=self.history,
             curve=self.curve,
-            test=test,
+            test=self.task.test_summary(test),
             model_facts=self._model_facts,
             data_facts={"data_fingerprint": self.data.fingerprint},
             environment=environment.describe(self.world.device),
@@ -279,7 +289,7 @@ class Run:
     def _position(self) -> dict[str, Any]:
         return {
             "step": self.step,
-            "tokens": self.step * self.config.tokens_per_step,
+            "tokens": tokens_read(self.config, self.history),
             "seconds": self.history.total("seconds"),
             "cpu_seconds": self.history.total("cpu_seconds"),
         }
@@ -298,42 +308,20 @@ class Run:
             grad_norm_max=float(recent["grad_norm"].max()),
             lr=lr,
             skipped=int(self.history.total("skipped")),
-            tokens_per_second=since * self.config.tokens_per_step / float(recent["seconds"].sum()),
+            tokens_per_second=sum(step_tokens(self.config, int(n)) for n in recent["valid_tokens"])
+            / float(recent["seconds"].sum()),
         )
 
-    def _read_batch(self) -> tuple[list[MicroBatch], int]:
-        """Return this process's micro-batches and the number of targets that count in the whole step.
-
-        Every process draws the whole step (a pure function of seed and step) and takes its rows, so the number needs
-        no communication and the number of processes changes nothing.
-        """
-        config, world = self.config, self.world
-        batch = self.data.batch("train", config.train.batch_size, config.data.context, config.train.seed, self.step)
-        rows = config.train.batch_size // (config.train.grad_accum * world.size)
-        micro_batches = []
-        for index in range(config.train.grad_accum):
-            first = (index * world.size + world.rank) * rows
-            tokens, targets, segments = (x[first : first + rows] for x in (batch.tokens, batch.targets, batch.segments))
-            bounded = bool((segments != segments[:, :1]).any())
-            micro_batches.append(
-                MicroBatch(
-                    torch.from_numpy(tokens).to(world.device),
-                    torch.from_numpy(targets).to(world.device),
-                    torch.from_numpy(segments).to(world.device) if bounded else None,
-                )
-            )
-        return micro_batches, int((batch.targets != IGNORE).sum())
-
-    def _evaluate(self, split: str, tokens: int | None, should_stop: Callable[[], bool]) -> Any:
+    def _evaluate(self, split: str, tokens: int | None, should_stop: Callable[[], bool], *, last: bool = False) -> Any:
         batch = max(1, self.config.train.batch_size // (self.config.train.grad_accum * self.world.size))
-        return evaluate(
+        return self.task.evaluate(
             self.model,
-            self.data,
             split,
-            max_tokens=tokens,
+            tokens,
             batch_size=batch,
             world=self.world,
             should_stop=should_stop,
+            last=last,
         )
 
     def _end(self, status: str, reason: str, test: Any = None) -> RunResult:
@@ -349,14 +337,14 @@ class Run:
             "cpu_seconds": self._spent["cpu_seconds"] + time.process_time() - self._began["cpu_seconds"],
         }
 
-    def _prepare_data(self) -> TextData:
-        """Prepare the text; under torchrun rank 0 first, then the others find it ready."""
+    def _prepare_task(self) -> Task:
+        """Prepare the data; under torchrun rank 0 first, then the others find it ready."""
         if not self.world.writes:
             self.world.wait()
-        data = prepare(self.config.data, progress=_say if self.progress and self.world.writes else None)
+        task = prepare_task(self.config, progress=_say if self.progress and self.world.writes else None)
         if self.world.writes:
             self.world.wait()
-        return data
+        return task
 
     def _restore(self, found: store.Checkpoint) -> None:
         state = found.state
@@ -392,13 +380,6 @@ class Run:
         if self.world.writes:
             warnings.warn(text, stacklevel=3)
             self.recorder("warning", text=text)
-
-
-def build_model(config: ModelConfig, seed: int) -> nn.Module:
-    """Return the model of a config with the first weights of `seed`."""
-    model = Decoder(config)
-    model.init_parameters(seed)
-    return model.train()
 
 
 def _say(line: str) -> None:

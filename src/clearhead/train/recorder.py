@@ -46,19 +46,19 @@ class Recorder:
 
 
 class JsonLines:
-    """`metrics.jsonl`: one line for each logged step and each evaluation."""
+    """`metrics.jsonl`: one line for each logged step, each evaluation and each look inside."""
 
     def __init__(self, run: Path, step: int, evaluated: int) -> None:
         """Go on after `step` and the evaluation at `evaluated`: later lines, and a torn last one, are removed."""
         path = run / METRICS
-        last = {"train": step, "eval": evaluated}
+        last = {"train": step, "eval": evaluated, "signal": step}
         with disk_errors(METRICS, "the checkpoints are untouched"):
             replace_durably(path, b"".join(_lines_until(path, last)))
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
 
     def take(self, event: Event) -> None:
-        """Append training and evaluation lines, visible to readers at once."""
-        if event["kind"] in ("train", "eval"):
+        """Append training, evaluation and signal lines, visible to readers at once."""
+        if event["kind"] in ("train", "eval", "signal"):
             with disk_errors(METRICS, "the checkpoints are untouched"):
                 self._file.write(json.dumps(event, allow_nan=False) + "\n")
                 self._file.flush()
@@ -116,8 +116,9 @@ class Terminal:
             speed = f"{event['tokens_per_second']:,.0f}" if event["tokens_per_second"] else "-"
             self._bar.update(self._task, completed=event["step"], loss=loss, speed=speed)
         elif kind == "eval":
-            bits = "not finite" if event["bits_per_byte"] is None else f"{event['bits_per_byte']:.4f} bits per byte"
-            self._bar.console.print(f"step {event['step']}: validation {bits}", highlight=False)
+            key, unit = ("bits_per_byte", "bits per byte") if "bits_per_byte" in event else ("loss", "nats per token")
+            score = "not finite" if event[key] is None else f"{event[key]:.4f} {unit}"
+            self._bar.console.print(f"step {event['step']}: validation {score}", highlight=False)
         elif kind in ("note", "warning"):
             self._bar.console.print(event["text"], highlight=False, markup=False)
 

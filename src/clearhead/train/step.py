@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn as nn
@@ -20,9 +21,17 @@ from clearhead.objectives.causal_lm import causal_lm_loss
 from clearhead.train.world import World, whole
 
 
+class Batch(Protocol):
+    """What one forward pass reads, and what it should find: one kind for each task."""
+
+    def loss(self, called: nn.Module) -> tuple[Tensor, Tensor]:
+        """Run the model; return what to minimise and the plain nats (often the same), sums over the valid targets."""
+        ...
+
+
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass reads; all [b, t] int64."""
+    """Next-token prediction; all [b, t] int64."""
 
     tokens_bt: Tensor
     targets_bt: Tensor
@@ -30,13 +39,18 @@ class MicroBatch:
     segments_bt: Tensor | None
     """Document numbers; None when no row holds a boundary, which lets attention take its plain causal path."""
 
+    def loss(self, called: nn.Module) -> tuple[Tensor, Tensor]:
+        """See `Batch`."""
+        nats, _ = causal_lm_loss(called(self.tokens_bt, segments=self.segments_bt), self.targets_bt)
+        return nats, nats
+
 
 @dataclass(frozen=True)
 class StepResult:
     """What one step did, read from the device once."""
 
     loss: float
-    """Nats per valid token, before the update."""
+    """Plain nats per valid token, before the update."""
     grad_norm: float
     """Total norm before clipping."""
     skipped: bool
@@ -48,7 +62,7 @@ class StepResult:
 def train_step(
     called: nn.Module,
     optimizer: torch.optim.Optimizer,
-    micro_batches: Sequence[MicroBatch],
+    micro_batches: Sequence[Batch],
     *,
     valid_tokens: int,
     clip_norm: float | None,
@@ -68,11 +82,10 @@ def train_step(
     for index, batch in enumerate(micro_batches):
         with world.micro_batch(called, last=index == len(micro_batches) - 1):
             with autocast(precision, world.device):
-                logits_btV = called(batch.tokens_bt, segments=batch.segments_bt)
-                loss, _ = causal_lm_loss(logits_btV, batch.targets_bt)
+                loss, plain = batch.loss(called)
             # DDP and FSDP average gradients over processes; times their number, that is the sum.
             (loss * (world.size / max(valid_tokens, 1))).backward()
-        nats += loss.detach()
+        nats += plain.detach()
 
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters])

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from clearhead.train.config import RunConfig
-from clearhead.train.evaluate import EvalResult
 from clearhead.train.history import History, gradient_statistics
-from clearhead.train.recorder import finite
 
 
 def summarize(
@@ -18,7 +16,7 @@ def summarize(
     config: RunConfig,
     history: History,
     curve: Sequence[Mapping[str, Any]],
-    test: EvalResult | None,
+    test: Mapping[str, Any],
     model_facts: Mapping[str, Any],
     data_facts: Mapping[str, Any],
     environment: Mapping[str, Any],
@@ -26,40 +24,43 @@ def summarize(
 ) -> dict[str, Any]:
     """Return plain values, None where the run did not get so far or a number is not finite.
 
-    Keys (beside those of the four mappings, which are taken over as they are):
+    Keys (beside those of the five mappings, which are taken over as they are):
 
-    - steps, planned_steps, tokens (positions read), valid_tokens (targets that counted), skipped_steps
-    - val_bits_per_byte (the last evaluation), best_val_bits_per_byte, val_curve: a list of {step, tokens, seconds,
-      cpu_seconds, bits_per_byte, loss}
-    - test_bits_per_byte, test_perplexity, test_nats_per_token, test_tokens, test_bytes, test_documents: a list of
-      {name, tokens, bytes, nats, bits_per_byte, perplexity}
+    - task, steps, planned_steps, tokens (positions read; of a translation the target tokens), valid_tokens (targets
+      that counted), skipped_steps
+    - val_loss (the last evaluation, nats per token), best_val_loss, and for a decoder val_bits_per_byte and
+      best_val_bits_per_byte; val_curve: a list of {step, tokens, seconds, cpu_seconds, loss, ...} with what the task
+      adds: bits_per_byte (decoder), accuracy (masked_lm)
+    - `test`, of a decoder: test_bits_per_byte, test_perplexity, test_nats_per_token, test_tokens, test_bytes,
+      test_documents: a list of {name, tokens, bytes, nats, bits_per_byte, perplexity}; for the others see
+      `test_summary` in `clearhead.train.tasks`
     - grad_norm: {median, p99, max, spikes, not_finite}, over every step
     - tokens_per_second, tokens_per_cpu_second: of the median step; step_seconds, step_cpu_seconds: {median, p10, p90}
     - train_seconds, train_cpu_seconds: the steps alone, without evaluation and checkpoints. cpu_seconds count every
       thread of the process.
     """
     steps = len(history)
-    bits = [point["bits_per_byte"] for point in curve if point["bits_per_byte"] is not None]
-    documents = None if test is None else [_finite(document.to_dict()) for document in test.per_document]
+    scores = ("bits_per_byte", "loss") if config.task == "causal_lm" else ("loss",)
+    validation: dict[str, Any] = {}
+    for name in scores:
+        values = [point[name] for point in curve if point[name] is not None]
+        validation[f"val_{name}"] = curve[-1][name] if curve else None
+        validation[f"best_val_{name}"] = min(values, default=None)
     median, median_cpu = _median(history.column("seconds")), _median(history.column("cpu_seconds"))
+    per_step = tokens_read(config, history) / steps if steps else 0.0
     return {
+        "task": config.task,
         "steps": steps,
         "planned_steps": config.total_steps,
-        "tokens": steps * config.tokens_per_step,
+        "tokens": tokens_read(config, history),
         "valid_tokens": int(history.total("valid_tokens")),
         "skipped_steps": int(history.total("skipped")),
-        "val_bits_per_byte": curve[-1]["bits_per_byte"] if curve else None,
-        "best_val_bits_per_byte": min(bits, default=None),
+        **validation,
         "val_curve": [dict(point) for point in curve],
-        "test_bits_per_byte": None if test is None else finite(test.bits_per_byte),
-        "test_perplexity": None if test is None else finite(test.perplexity),
-        "test_nats_per_token": None if test is None else finite(test.nats_per_token),
-        "test_tokens": None if test is None else test.tokens,
-        "test_bytes": None if test is None else test.bytes,
-        "test_documents": documents,
+        **test,
         "grad_norm": gradient_statistics(history.column("grad_norm")),
-        "tokens_per_second": config.tokens_per_step / median if median else None,
-        "tokens_per_cpu_second": config.tokens_per_step / median_cpu if median_cpu else None,
+        "tokens_per_second": per_step / median if median else None,
+        "tokens_per_cpu_second": per_step / median_cpu if median_cpu else None,
         "step_seconds": _spread(history.column("seconds")),
         "step_cpu_seconds": _spread(history.column("cpu_seconds")),
         "train_seconds": history.total("seconds"),
@@ -71,6 +72,18 @@ def summarize(
     }
 
 
+def step_tokens(config: RunConfig, valid_tokens: int) -> int:
+    """Tokens that a step counts for: positions read, or of a translation, whose padding varies, the target tokens."""
+    return valid_tokens if config.task == "translation" else config.tokens_per_step
+
+
+def tokens_read(config: RunConfig, history: History) -> int:
+    """Tokens that the steps of `history` count for together."""
+    if config.task == "translation":
+        return int(history.total("valid_tokens"))
+    return len(history) * config.tokens_per_step
+
+
 def _median(values: np.ndarray[Any, Any]) -> float | None:
     return float(np.median(values)) if values.size else None
 
@@ -80,7 +93,3 @@ def _spread(values: np.ndarray[Any, Any]) -> dict[str, float | None]:
         return {"median": None, "p10": None, "p90": None}
     low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
     return {"median": float(middle), "p10": float(low), "p90": float(high)}
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: finite(value) for key, value in values.items()}

@@ -21,6 +21,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from clearhead.errors import UserError
+from clearhead.layers.block import Block
 from clearhead.train.config import TrainConfig
 
 
@@ -89,7 +90,7 @@ class World:
             from torch.distributed.fsdp import fully_shard
             from torch.distributed.tensor import DTensor
 
-            for block in getattr(model, "blocks", ()):
+            for block in [module for module in model.modules() if isinstance(module, Block)]:
                 fully_shard(block)
             fully_shard(model)
             whole = [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]

@@ -1,0 +1,134 @@
+"""Predict, then train, then count: `python -m experiments.trainability.run`.
+
+Predictions of the whole grid are written before the first run starts. Stopped, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+import clearhead
+from clearhead.signal.inspection import predict
+from clearhead.signal.verdicts import THRESHOLDS, judge, verdict_of
+from experiments.trainability.grid import LR, STEPS, TASK, grid
+from experiments.trainability.short_run import short_run
+
+HERE = Path(__file__).parent
+
+
+def predictions() -> dict[str, dict[str, Any]]:
+    """What the theory says of every configuration, from the config alone."""
+    answer = {}
+    repetition = float((TASK.marginal_V**2).sum())
+    for name, config in grid().items():
+        findings = judge(predict(config, tokens=TASK.tokens, repetition=repetition))
+        answer[name] = {
+            "verdict": verdict_of(findings),
+            "findings": {finding.kind: [finding.severity, finding.value] for finding in findings},
+        }
+    return answer
+
+
+def train_one(job: tuple[str, int, int]) -> dict[str, Any]:
+    """Train one configuration of the grid."""
+    name, seed, steps = job
+    torch.set_num_threads(1)
+    run = short_run(grid()[name], TASK, seed=seed, lr=LR, steps=steps)
+    values = run.to_dict()
+    del values["config"]
+    return {"name": name, **values}
+
+
+def main() -> None:
+    """Run the grid and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--quick", action="store_true", help="six configurations, 60 steps: a minute")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+
+    predicted = predictions()
+    fixed = {"thresholds": vars(THRESHOLDS), "predictions": predicted}
+    text = json.dumps(fixed, indent=1) + "\n"
+    path = asked.out / "predictions.json"
+    if path.exists() and path.read_text() != text:
+        raise SystemExit(f"{path} holds other predictions; results of two versions must not mix: use another --out")
+    path.write_text(text)
+
+    names = list(predicted)[:: len(predicted) // 6] if asked.quick else list(predicted)
+    steps = 60 if asked.quick else asked.steps
+    runs = asked.out / "runs.jsonl"
+    done = {(r["name"], r["seed"]) for r in map(json.loads, runs.read_text().splitlines())} if runs.exists() else set()
+    jobs = [(name, seed, steps) for seed in range(asked.seeds) for name in names if (name, seed) not in done]
+    began = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(asked.workers) as pool, runs.open("a") as file:
+        for result in track(pool.imap_unordered(train_one, jobs), total=len(jobs), description="training"):
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+    write(asked.out, predicted, time.perf_counter() - began, full=not asked.quick)
+
+
+def write(out: Path, predicted: dict[str, dict[str, Any]], seconds: float, *, full: bool) -> None:
+    """Write results.json and the table; `full` also puts it into the README."""
+    runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    matrix = {f"{said}/{was}": 0 for said in ("trainable", "untrainable") for was in ("learned", "stuck")}
+    misses = []
+    for run in runs:
+        said = predicted[run["name"]]["verdict"]
+        was = "learned" if run["learned"] else "stuck"
+        matrix[f"{said}/{was}"] += 1
+        if (said == "trainable") != run["learned"]:
+            misses.append({"name": run["name"], "seed": run["seed"], "said": said, "loss": run["loss"]})
+    right = matrix["trainable/learned"] + matrix["untrainable/stuck"]
+    results = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "clearhead": clearhead.__version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {platform.python_version()}",
+        "seconds": round(seconds),
+        "marginal_entropy": TASK.marginal_entropy,
+        "conditional_entropy": TASK.conditional_entropy,
+        "runs": len(runs),
+        "right": right,
+        "share_right": right / len(runs),
+        "matrix": matrix,
+        "misses": misses,
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    table = [
+        "| theory says | learned | stuck |",
+        "|---|---|---|",
+        f"| trainable | {matrix['trainable/learned']} | {matrix['trainable/stuck']} |",
+        f"| untrainable | {matrix['untrainable/learned']} | {matrix['untrainable/stuck']} |",
+        "",
+        f"{right} of {len(runs)} right ({100 * right / len(runs):.1f} %).",
+    ]
+    print("\n".join(table))
+    for miss in misses:
+        print(f"miss: {miss['name']}: {miss['said']}, loss {miss['loss']}")
+    if full:
+        readme = HERE / "README.md"
+        if readme.exists():
+            before, _, rest = readme.read_text().partition("<!-- results -->")
+            _, _, after = rest.partition("<!-- end -->")
+            listed = [f"- `{m['name']}`: said {m['said']}, loss {m['loss']:.3f}" for m in misses] or ["- none"]
+            block = "\n".join([*table, "", "Misses:", "", *listed])
+            readme.write_text(f"{before}<!-- results -->\n{block}\n<!-- end -->{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""`clearhead inspect`: which model, which text, what to print and to write. Used by `cli.py` alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clearhead._run_commands import source_name
+from clearhead.errors import UserError, unknown
+from clearhead.models.config import PRESETS, ModelConfig
+
+if TYPE_CHECKING:
+    from clearhead._options import Inspect
+    from clearhead.signal.findings import Report
+
+DEFAULT_DATA = "shakespeare"
+
+
+@dataclass
+class Subject:
+    """What is inspected: a config or a model, with the text that belongs to it."""
+
+    name: str
+    source: Any
+    """A `ModelConfig` or an nn.Module."""
+    tokenizer: Any = None
+    """encode(text) -> ids; None = bytes for our configs."""
+    data: str | None = None
+    """The text that the model was trained on."""
+    notes: tuple[str, ...] = ()
+
+
+def inspect(asked: Inspect) -> int:
+    """Inspect, print, and write the report's folder. Returns the exit code."""
+    subject = find(asked.model, asked.set, asked.device)
+    from rich.console import Console
+
+    from clearhead.signal.console import print_report
+    from clearhead.signal.inspection import inspect as run
+    from clearhead.signal.report import write_report
+
+    data = asked.data or subject.data or DEFAULT_DATA
+    batch = None if asked.theory else make_batch(subject, data, asked)
+    if batch is not None and hasattr(subject.source, "train"):
+        subject.source.train(not asked.eval)
+    with Console(stderr=True).status("measuring" if batch is not None else "predicting"):
+        report = run(
+            subject.source,
+            batch,
+            tokens=asked.context,
+            title=subject.name,
+            seed=asked.seed,
+            command=lambda config, overrides: compare_command(config, overrides, data),
+        )
+    if subject.notes:
+        report = dataclasses.replace(report, facts={**report.facts, "note": " ".join(subject.notes)})
+    if asked.json:
+        from clearhead.signal.stored import to_json
+
+        print(to_json(report))
+    else:
+        print_report(report, Console())
+    folder = asked.out or Path(f"inspect-{Path(subject.name).name}")
+    path = write_report(report, folder)
+    print(f"report: {path}", file=sys.stderr)
+    if asked.apply is not None:
+        apply(report, subject, asked.apply)
+    return 0
+
+
+# ---- which model ----
+
+
+def find(name: str, changes: Sequence[str], device: str) -> Subject:
+    """Return the model that `name` means: a named size, a folder (run, saved model, Hugging Face), a config, a GGUF."""
+    path = Path(name).expanduser()
+    if name in PRESETS:
+        return Subject(name, changed(PRESETS[name], changes))
+    if not path.exists():
+        raise unknown("--model: not a folder, and not a named size:", name, PRESETS)
+    if path.suffix in (".json", ".gguf") or not (path / "config.json").exists():
+        if path.suffix == ".gguf":
+            return _only_whole(_hugging_face(path.parent, device, gguf=path.name), changes)
+        if path.suffix == ".json":
+            return Subject(path.stem, changed(read_model_config(path), changes))
+        raise UserError(f"{name}: expected a folder with a config.json (a run, a saved model, or a Hugging Face model)")
+    values = _json(path / "config.json")
+    if "model" in values and "data" in values:
+        return _only_whole(_run(path, device), changes)
+    if "model_type" in values:
+        return _only_whole(_hugging_face(path, device), changes)
+    from clearhead.models.io import load_model
+    from clearhead.train.world import choose_device
+
+    return _only_whole(Subject(path.name, load_model(path, device=choose_device(device, 0))), changes)
+
+
+def changed(config: ModelConfig, changes: Sequence[str]) -> ModelConfig:
+    """Apply `key=value` texts to a config, values read by the type of their field."""
+    from clearhead.compare.arms import read_value
+    from clearhead.errors import nearest
+
+    if not changes:
+        return config
+    names = [field.name for field in dataclasses.fields(ModelConfig)]
+    overrides: dict[str, Any] = {}
+    for text in changes:
+        key, equals, value = text.partition("=")
+        key = key.strip().removeprefix("model.").replace("-", "_")
+        if not equals:
+            raise UserError(f"--set: expected key=value, such as layers=96, got {text!r}")
+        if key not in names:
+            raise UserError(f"--set: unknown model option {key!r}{nearest(key, names)}")
+        overrides[key] = value.strip()
+    hints = typing.get_type_hints(ModelConfig)
+    return dataclasses.replace(config, **{key: read_value(text, hints[key], key) for key, text in overrides.items()})
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """Read a model's config from a JSON file: the config alone, or a run's, of which it takes the model's part."""
+    values = _json(path)
+    return ModelConfig.from_dict(values["model"] if isinstance(values.get("model"), dict) else values)
+
+
+def _only_whole(subject: Subject, changes: Sequence[str]) -> Subject:
+    if changes:
+        raise UserError("--set changes a named size or a config file; a model with weights is inspected as it is")
+    return subject
+
+
+def _run(folder: Path, device: str) -> Subject:
+    from clearhead.data.tokenizer import load_tokenizer
+    from clearhead.models.io import load_model
+    from clearhead.train.checkpoint import newest_model
+    from clearhead.train.folder import TOKENIZER, read_config
+    from clearhead.train.world import choose_device
+
+    config = read_config(folder)
+    model = load_model(newest_model(folder), device=choose_device(device, 0))
+    return Subject(folder.name, model, load_tokenizer(folder / TOKENIZER).encode, config.data.source)
+
+
+def _hugging_face(folder: Path, device: str, gguf: str | None = None) -> Subject:
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            f"{folder}: a Hugging Face model needs the transformers package: pip install 'clearhead[hf]'"
+        ) from None
+    from clearhead.train.world import choose_device
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    more: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
+    notes: list[str] = []
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **more)
+        named = [name for name in (config.architectures or []) if hasattr(transformers, name)]
+        kind: Any = getattr(transformers, named[0]) if named else transformers.AutoModel
+        weights = gguf or any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+        if weights:
+            model = kind.from_pretrained(folder, local_files_only=True, **more)
+        else:
+            notes.append("The folder holds no weights: they are drawn at random, as transformers does.")
+            model = kind._from_config(config) if named else kind.from_config(config)
+    except Exception as error:  # transformers raises of every kind for a broken folder
+        raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})") from error
+    tokenizer = None
+    try:
+        loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **more)
+        sample = loaded("So long lives this", add_special_tokens=False)["input_ids"]
+        if sample and max(sample) < model.config.vocab_size:  # some are made without a vocabulary
+            tokenizer = lambda text: loaded(text, add_special_tokens=False)["input_ids"]
+    except Exception:  # of every kind, as above
+        tokenizer = None
+    if tokenizer is None:
+        notes.append("The folder holds no tokenizer that fits: the tokens are drawn by Zipf's law.")
+    return Subject(gguf or folder.name, model.to(choose_device(device, 0)), tokenizer, None, tuple(notes))
+
+
+# ---- which text ----
+
+
+def make_batch(subject: Subject, data: str, asked: Inspect) -> Any:
+    """Return token ids [batch, tokens] of the text, or what else the model takes."""
+    import numpy as np
+    import torch
+
+    source = subject.source
+    ours = isinstance(source, ModelConfig) or isinstance(getattr(source, "config", None), ModelConfig)
+    config = source if isinstance(source, ModelConfig) else source.config
+    rows = asked.batch
+    if ours:
+        tokens = asked.context or config.context
+        vocabulary = config.vocab_size
+    else:
+        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 128
+        tokens = asked.context or min(128, int(limit))
+        vocabulary = getattr(config, "vocab_size", None)
+        if vocabulary is None:
+            raise UserError(
+                f"{subject.name}: a model without a vocabulary; inspect it from Python with a batch of your own"
+            )
+    draw = np.random.default_rng(asked.seed)
+    encode = subject.tokenizer
+    if encode is None and ours and vocabulary >= 257:
+        from clearhead.data.tokenizer import ByteTokenizer
+
+        encode = ByteTokenizer().encode
+    if encode is None:
+        p = 1.0 / np.arange(1, vocabulary + 1)
+        ids = draw.choice(vocabulary, size=(rows, tokens), p=p / p.sum())
+    else:
+        ids = _windows(np.asarray(encode(_text(data, rows * tokens * 12)), dtype=np.int64), rows, tokens, draw, data)
+    device = "cpu" if isinstance(source, ModelConfig) else next(source.parameters()).device
+    ids_bt = torch.as_tensor(ids, dtype=torch.int64, device=device)
+    if ours and config.architecture == "seq2seq":
+        return {"source": ids_bt, "tokens": ids_bt.clone()}
+    if not ours:
+        decoder = {"decoder_input_ids": ids_bt.clone()} if getattr(config, "is_encoder_decoder", False) else {}
+        return {"input_ids": ids_bt, **decoder}
+    return ids_bt
+
+
+def _text(data: str, bytes_wanted: int) -> str:
+    from clearhead.data.sources import resolve
+
+    pieces: list[str] = []
+    held = 0
+    for document in resolve(source_name(data)).documents():
+        pieces.append(document.data[:bytes_wanted].decode("utf-8", errors="ignore"))
+        held += len(pieces[-1])
+        if held >= bytes_wanted:
+            break
+    return "\n".join(pieces)
+
+
+def _windows(ids: Any, rows: int, tokens: int, draw: Any, data: str) -> Any:
+    import numpy as np
+
+    if len(ids) < tokens + 1:
+        raise UserError(
+            f"{data}: {len(ids)} tokens are too few for a sequence of {tokens}; give more text or --context"
+        )
+    starts = draw.integers(0, len(ids) - tokens, rows)
+    return np.stack([ids[start : start + tokens] for start in starts])
+
+
+# ---- what to do about it ----
+
+
+def compare_command(config: ModelConfig, overrides: Mapping[str, Any], data: str) -> str:
+    """Return the shell command that trains `config` before and after `overrides` and says whether it helped."""
+    from clearhead.compare.plan import PRESETS as PLANS
+
+    if config.architecture != "decoder":
+        return ""
+    base = PLANS["quick"].base.model
+    skip = {"vocab_size", "context"}
+    changes = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in skip and getattr(config, field.name) != getattr(base, field.name)
+    }
+    words = ["clearhead", "compare", "--preset", "quick"]
+    if data != DEFAULT_DATA:
+        words += ["--data", shlex.quote(data)]
+    if changes:
+        words += ["--set", *(f"model.{key}={shlex.quote(_plain(value))}" for key, value in changes.items())]
+    after = " ".join(f"model.{key}={_plain(value)}" for key, value in overrides.items())
+    words += ["--arm", '"before:"', f'"after: {after}"']
+    return " ".join(words)
+
+
+def apply(report: Report, subject: Subject, target: Path) -> None:
+    """Write the config with the best advice applied, and say how to train it."""
+    if not report.advice:
+        raise UserError("--apply: there is no advice to apply; nothing was written")
+    config = subject.source if isinstance(subject.source, ModelConfig) else getattr(subject.source, "config", None)
+    best = report.advice[0]
+    if not isinstance(config, ModelConfig):
+        raise UserError(f"--apply writes configs of clearhead's own models; for this model use: {best.line}")
+    repaired = dataclasses.replace(config, **best.overrides)
+    if target.exists():
+        raise UserError(f"--apply: {target} exists; choose another name, nothing was written")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(repaired.to_dict(), indent=1) + "\n", encoding="utf-8")
+    print(
+        f"applied: {best.title}; train it with: clearhead train --out runs/repaired --model {target}", file=sys.stderr
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "none" if value is None else str(value)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return values

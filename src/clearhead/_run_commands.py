@@ -1,0 +1,261 @@
+"""`clearhead evaluate` and `clearhead generate`: what can be done with a trained run, by its task. Used by `cli.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clearhead.errors import UserError
+
+if TYPE_CHECKING:
+    from clearhead._options import Evaluate, Generate
+    from clearhead.train.config import RunConfig
+
+MASK = "[MASK]"
+
+
+def evaluate(asked: Evaluate) -> None:
+    """Score a run and print the scores."""
+    config, tokenizer, model = _open(asked.run, asked.device)
+    source = config.data.source if asked.data is None else source_name(asked.data)
+    data = dataclasses.replace(config.data, source=source)
+    by_task = {"causal_lm": _score_text, "masked_lm": _score_masked, "translation": _score_pairs}
+    with as_user_error():
+        result, show = by_task[config.task](asked, config, data, tokenizer, model)
+    if asked.json:
+        about = {"run": str(asked.run), "task": config.task, "data": source}
+        print(json.dumps(about | result.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        show(result, source)
+
+
+def generate(asked: Generate) -> None:
+    """Continue a text, fill in what is hidden in it, or translate it; print that."""
+    config, tokenizer, model = _open(asked.run, asked.device)
+    try:
+        prompt = tokenizer.encode(asked.prompt)
+    except UnicodeEncodeError as error:
+        raise UserError("--prompt holds bytes that are not text in this terminal's encoding") from error
+    with as_user_error():
+        if config.task == "translation":
+            print(_translation(asked, config, tokenizer, model, prompt))
+        elif config.task == "masked_lm":
+            print(_filled(asked, tokenizer, model))
+        else:
+            print(_continuation(asked, config, tokenizer, model, prompt))
+
+
+@contextlib.contextmanager
+def as_user_error() -> Iterator[None]:
+    """Turn a library's ValueError about an argument that the user gave into a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def source_name(name: str) -> str:
+    """Make a path absolute, so that a run can be gone on with from any folder; leave a data set's name alone."""
+    from clearhead.data.catalogue import CATALOGUE, find_pair
+
+    path = Path(name).expanduser()
+    known = name in CATALOGUE or find_pair(name) is not None
+    return str(path.absolute()) if not known and path.exists() else name
+
+
+def _open(folder: Path, device: str) -> tuple[RunConfig, Any, Any]:
+    """Return a run's configuration, its tokenizer and its newest model."""
+    from clearhead.train.folder import TOKENIZER, read_config
+
+    config = read_config(folder)
+    from clearhead.data.tokenizer import load_tokenizer
+    from clearhead.models.io import load_model
+    from clearhead.train.checkpoint import newest_model
+    from clearhead.train.world import choose_device
+
+    model = load_model(newest_model(folder), device=choose_device(device, 0))
+    return config, load_tokenizer(folder / TOKENIZER), model
+
+
+def _refuse(asked: Any, config: RunConfig, *names: str) -> None:
+    """Refuse options that mean nothing for the run's task."""
+    for name in names:
+        if getattr(asked, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} means nothing for a {config.task} run; leave it out")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# ---- scores ----
+
+
+def _score_text(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, model: Any) -> tuple[Any, Any]:
+    from clearhead.data.retokenize import documents_for
+    from clearhead.train.evaluate import evaluate as score
+
+    _refuse(asked, config, "beams")
+    documents = documents_for(tokenizer, data, asked.split, progress=_say)
+    result = score(model, documents, asked.split, context=asked.context, stride=asked.stride, max_tokens=asked.tokens)
+    return result, _print_text
+
+
+def _score_masked(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, model: Any) -> tuple[Any, Any]:
+    from clearhead.data.retokenize import documents_for
+    from clearhead.train.score_masked import score_masked
+    from clearhead.train.tasks.masked_lm import mask_token
+
+    _refuse(asked, config, "beams", "stride")
+    result = score_masked(
+        model,
+        documents_for(tokenizer, data, asked.split, progress=_say),
+        asked.split,
+        tokenizer=tokenizer,
+        mask_token=mask_token(tokenizer),
+        fraction=config.train.mask_fraction,
+        context=asked.context,
+        max_tokens=asked.tokens,
+    )
+    return result, _print_masked
+
+
+def _score_pairs(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, model: Any) -> tuple[Any, Any]:
+    from clearhead.data.pairs import pairs_for
+    from clearhead.train.score_pairs import score_pairs
+
+    _refuse(asked, config, "context", "stride")
+    if asked.split == "all":
+        raise UserError("--split all: pairs are scored by split; give train, val or test")
+    result = score_pairs(
+        model,
+        pairs_for(tokenizer, data, progress=_say),
+        asked.split,
+        max_tokens=asked.tokens,
+        beams=config.train.beams if asked.beams is None else asked.beams,
+        length_penalty=config.train.length_penalty,
+    )
+    return result, _print_pairs
+
+
+def _print_text(result: Any, source: str) -> None:
+    columns = [
+        ("bytes", [f"{d.bytes:,.0f}" for d in result.per_document], f"{result.bytes:,.0f}"),
+        ("bits per byte", [f"{d.bits_per_byte:.4f}" for d in result.per_document], f"{result.bits_per_byte:.4f}"),
+        ("perplexity per token", [f"{d.perplexity:.3f}" for d in result.per_document], f"{result.perplexity:.3f}"),
+    ]
+    _table(result, source, columns)
+    print(f"context {result.context}, each further window scores {result.stride} tokens")
+
+
+def _print_masked(result: Any, source: str) -> None:
+    rows = [document.to_dict() for document in result.per_document]
+    columns = [
+        ("hidden tokens", [f"{d['tokens']:,}" for d in rows], f"{result.tokens:,}"),
+        ("nats per hidden token", [f"{d['nats_per_token']:.4f}" for d in rows], f"{result.nats_per_token:.4f}"),
+        ("accuracy", [f"{d['accuracy']:.1%}" for d in rows], f"{result.accuracy:.1%}"),
+    ]
+    _table(result, source, columns)
+    print(f"context {result.context}, {result.fraction:.0%} of the tokens hidden, the same ones for every model")
+
+
+def _table(result: Any, source: str, columns: Sequence[tuple[str, list[str], str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result.split} of {source}", title_justify="left", show_footer=True)
+    table.add_column("document", footer=f"all {len(result.per_document)}")
+    for name, _, footer in columns:
+        table.add_column(name, justify="right", footer=footer)
+    for index, document in enumerate(result.per_document):
+        table.add_row(document.name, *(cells[index] for _, cells, _ in columns))
+    Console().print(table)
+
+
+def _print_pairs(result: Any, source: str) -> None:
+    how = "greedy" if result.beams == 1 else f"{result.beams} beams"
+    print(f"{result.split} of {source}: {result.pairs:,} pairs, {result.left_out:,} more are longer than the context")
+    print(f"  {result.nats_per_token:.4f} nats per token   chrF {result.chrf:.2f}   BLEU {result.bleu:.2f}   ({how})")
+    print(f"  {result.chrf_signature}\n  {result.bleu_signature}\n")
+    for example in result.examples:
+        print(f"  source     {example.source}\n  reference  {example.reference}\n  model      {example.translation}\n")
+
+
+# ---- texts ----
+
+
+def _continuation(asked: Generate, config: RunConfig, tokenizer: Any, model: Any, prompt: Any) -> str:
+    import torch
+
+    from clearhead.models.generate import generate as sample
+
+    _refuse(asked, config, "beams")
+    device = next(model.parameters()).device
+    ids = sample(
+        model,
+        torch.tensor([[tokenizer.separator, *prompt.tolist()]], device=device),
+        max_new_tokens=asked.tokens,
+        temperature=1.0 if asked.temperature is None else asked.temperature,
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        generator=torch.Generator(device).manual_seed(asked.seed),
+        stop_token=tokenizer.separator,
+    )
+    return str(tokenizer.decode(ids[0].cpu().numpy()))
+
+
+def _translation(asked: Generate, config: RunConfig, tokenizer: Any, model: Any, prompt: Any) -> str:
+    from clearhead.train.score_pairs import translate
+
+    _refuse(asked, config, "temperature", "top_k", "top_p")
+    limit = config.data.context
+    if not len(prompt):
+        raise UserError("--prompt: give the text to translate")
+    if len(prompt) >= limit:
+        raise UserError(
+            f"--prompt: {len(prompt)} tokens; this run translates up to {limit - 1}, translate sentence by sentence"
+        )
+    beams = 4 if asked.beams is None else asked.beams
+    texts = translate(
+        model,
+        tokenizer,
+        [prompt],
+        limit=min(limit, max(asked.tokens, 1)),
+        beams=beams,
+        length_penalty=config.train.length_penalty,
+    )
+    return texts[0]
+
+
+def _filled(asked: Generate, tokenizer: Any, model: Any) -> str:
+    """Put the likeliest token in the place of each mask, all at once, as the model was trained."""
+    import torch
+
+    from clearhead.train.tasks.masked_lm import mask_token
+
+    parts = asked.prompt.split(MASK)
+    if len(parts) < 2:
+        raise UserError(
+            f"--prompt: this run fills in what is hidden; write {MASK} for each hidden token "
+            f"({'a byte' if tokenizer.kind == 'bytes' else 'a byte pair'}), such as --prompt 'To be, or n{MASK}t'"
+        )
+    if asked.temperature is not None or asked.top_k is not None or asked.top_p is not None or asked.beams is not None:
+        raise UserError(
+            "a masked_lm run takes the likeliest tokens; leave --temperature, --top-k, --top-p, --beams out"
+        )
+    ids = [tokenizer.separator]
+    for index, part in enumerate(parts):
+        ids += [mask_token(tokenizer)] * (index > 0) + tokenizer.encode(part).tolist()
+    tokens_1t = torch.tensor([ids], device=next(model.parameters()).device)
+    with torch.no_grad():
+        logits_1tV = model(tokens_1t)[..., : tokenizer.vocab_size - 1]  # neither a separator nor a mask
+    hidden_1t = tokens_1t == mask_token(tokenizer)
+    filled = torch.where(hidden_1t, logits_1tV.argmax(dim=-1), tokens_1t)
+    return str(tokenizer.decode(filled[0].cpu().numpy()))

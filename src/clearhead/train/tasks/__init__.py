@@ -1,0 +1,1 @@
+"""The tasks room: what training reads, learns and is scored by; one file a task."""

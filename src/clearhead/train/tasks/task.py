@@ -1,0 +1,90 @@
+"""What the training loop asks of a task. The loop, the step and the checkpoints are the same for all of them.
+
+causal_lm     decoder    next token of running text             bits per byte
+masked_lm     encoder    hidden tokens of running text          nats and accuracy per hidden token
+translation   seq2seq    the next token of a translated text    nats per token, chrF, BLEU
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch.nn as nn
+
+from clearhead.data.cache import Progress
+from clearhead.data.pairs import PairData
+from clearhead.data.text import TextData
+from clearhead.train.config import RunConfig
+from clearhead.train.step import Batch
+from clearhead.train.world import World
+
+
+class Scored(Protocol):
+    """What an evaluation found."""
+
+    @property
+    def nats(self) -> float:
+        """Sum over everything scored."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers of the validation curve; "loss" (nats per token) is among them."""
+        ...
+
+
+class Task(Protocol):
+    """A task on prepared data."""
+
+    @property
+    def data(self) -> TextData | PairData:
+        """What was prepared; the loop reads its tokenizer and its fingerprint."""
+        ...
+
+    def read(self, step: int, world: World) -> tuple[Sequence[Batch], int]:
+        """Return this process's micro-batches of a step and the number of targets that count in the whole step.
+
+        A pure function of the config and the step: every process draws the whole step and takes its rows, so that the
+        number needs no communication and the number of processes changes nothing.
+        """
+        ...
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        split: str,
+        max_tokens: int | None,
+        *,
+        batch_size: int,
+        world: World,
+        should_stop: Callable[[], bool],
+        last: bool,
+    ) -> Scored:
+        """Score a split, or about `max_tokens` of it; `last`: at the end of the run, with the slow scores too."""
+        ...
+
+    def test_summary(self, test: Any) -> Mapping[str, Any]:
+        """What `result.json` says of the test scores; None where there is no score yet."""
+        ...
+
+
+def prepare_task(config: RunConfig, *, progress: Progress | None = None) -> Task:
+    """Prepare the data of the config's task. Raises `UserError` when something that the task needs is missing."""
+    if config.task == "translation":
+        from clearhead.train.tasks.translation import Translation
+
+        return Translation.prepare(config, progress)
+    if config.task == "masked_lm":
+        from clearhead.train.tasks.masked_lm import MaskedLM
+
+        return MaskedLM.prepare(config, progress)
+    from clearhead.train.tasks.causal_lm import CausalLM
+
+    return CausalLM.prepare(config, progress)
+
+
+def rows_of(config: RunConfig, world: World, index: int) -> slice:
+    """Rows of a whole step's batch that micro-batch `index` of this process has."""
+    rows = config.train.batch_size // (config.train.grad_accum * world.size)
+    first = (index * world.size + world.rank) * rows
+    return slice(first, first + rows)
