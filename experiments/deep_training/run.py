@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
 import platform
 import time
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from scipy import stats
 
 import clearhead
 from clearhead.init.admin import needs_profile, profile_omega
+from experiments.running import put_results, read_runs, run_missing
 from experiments.trainability.grid import TASK, config
 from experiments.trainability.short_run import short_run
 
@@ -90,27 +89,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    path = asked.out / "runs.jsonl"
-    done = set()
-    if path.exists():
-        done = {(r["arm"], r["seed"], r["layers"]) for r in map(json.loads, path.read_text().splitlines())}
-    jobs = [
-        (index, seed, asked.layers)
-        for seed in range(asked.seeds)
-        for index in asked.arms
-        if (ARMS[index].name, seed, asked.layers) not in done
-    ]
     began = time.perf_counter()
-    with multiprocessing.get_context("spawn").Pool(asked.workers) as pool, path.open("a") as file:
-        for result in track(pool.imap_unordered(train_one, jobs), total=len(jobs), description="training"):
-            file.write(json.dumps(result) + "\n")
-            file.flush()
+    run_missing(
+        asked.out / "runs.jsonl",
+        [(index, seed, asked.layers) for seed in range(asked.seeds) for index in asked.arms],
+        train_one,
+        key_of_job=lambda job: (ARMS[job[0]].name, *job[1:]),
+        key_of_run=lambda run: (run["arm"], run["seed"], run["layers"]),
+        workers=asked.workers,
+    )
     write(asked.out, time.perf_counter() - began)
 
 
 def write(out: Path, seconds: float) -> None:
     """Write results.json and put the table into the README."""
-    runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    runs = read_runs(out / "runs.jsonl")
     rows = []
     for name in dict.fromkeys(arm.name for arm in ARMS):
         losses = [float(run["loss"]) for run in runs if run["arm"] == name]
@@ -141,10 +134,7 @@ def write(out: Path, seconds: float) -> None:
         for row in rows
     ]
     print("\n".join(table))
-    readme = HERE / "README.md"
-    before, _, rest = readme.read_text().partition("<!-- results -->")
-    _, _, after = rest.partition("<!-- end -->")
-    readme.write_text(f"{before}<!-- results -->\n" + "\n".join(table) + f"\n<!-- end -->{after}")
+    put_results(HERE / "README.md", table)
 
 
 if __name__ == "__main__":

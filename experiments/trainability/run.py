@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import platform
 import time
 from datetime import UTC, datetime
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 
 import clearhead
 from clearhead.signal.inspection import predict
 from clearhead.signal.verdicts import THRESHOLDS, judge, verdict_of
+from experiments.running import put_results, read_runs, run_missing
 from experiments.trainability.grid import LR, STEPS, TASK, grid
 from experiments.trainability.short_run import short_run
 
@@ -70,21 +69,21 @@ def main() -> None:
 
     names = list(predicted)[:: len(predicted) // 6] if asked.quick else list(predicted)
     steps = 60 if asked.quick else asked.steps
-    runs = asked.out / "runs.jsonl"
-    done = {(r["name"], r["seed"]) for r in map(json.loads, runs.read_text().splitlines())} if runs.exists() else set()
-    jobs = [(name, seed, steps) for seed in range(asked.seeds) for name in names if (name, seed) not in done]
     began = time.perf_counter()
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(asked.workers) as pool, runs.open("a") as file:
-        for result in track(pool.imap_unordered(train_one, jobs), total=len(jobs), description="training"):
-            file.write(json.dumps(result) + "\n")
-            file.flush()
+    run_missing(
+        asked.out / "runs.jsonl",
+        [(name, seed, steps) for seed in range(asked.seeds) for name in names],
+        train_one,
+        key_of_job=lambda job: job[:2],
+        key_of_run=lambda run: (run["name"], run["seed"]),
+        workers=asked.workers,
+    )
     write(asked.out, predicted, time.perf_counter() - began, full=not asked.quick)
 
 
 def write(out: Path, predicted: dict[str, dict[str, Any]], seconds: float, *, full: bool) -> None:
     """Write results.json and the table; `full` also puts it into the README."""
-    runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    runs = read_runs(out / "runs.jsonl")
     matrix = {f"{said}/{was}": 0 for said in ("trainable", "untrainable") for was in ("learned", "stuck")}
     misses = []
     for run in runs:
@@ -121,13 +120,8 @@ def write(out: Path, predicted: dict[str, dict[str, Any]], seconds: float, *, fu
     for miss in misses:
         print(f"miss: {miss['name']}: {miss['said']}, loss {miss['loss']}")
     if full:
-        readme = HERE / "README.md"
-        if readme.exists():
-            before, _, rest = readme.read_text().partition("<!-- results -->")
-            _, _, after = rest.partition("<!-- end -->")
-            listed = [f"- `{m['name']}`: said {m['said']}, loss {m['loss']:.3f}" for m in misses] or ["- none"]
-            block = "\n".join([*table, "", "Misses:", "", *listed])
-            readme.write_text(f"{before}<!-- results -->\n{block}\n<!-- end -->{after}")
+        listed = [f"- `{m['name']}`: said {m['said']}, loss {m['loss']:.3f}" for m in misses] or ["- none"]
+        put_results(HERE / "README.md", [*table, "", "Misses:", "", *listed])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clearhead._run_commands import source_name
+from clearhead._run_commands import open_run, source_name
 from clearhead.errors import UserError, unknown
 from clearhead.models.config import PRESETS, ModelConfig
 
@@ -136,15 +136,8 @@ def _only_whole(subject: Subject, changes: Sequence[str]) -> Subject:
 
 
 def _run(folder: Path, device: str) -> Subject:
-    from clearhead.data.tokenizer import load_tokenizer
-    from clearhead.models.io import load_model
-    from clearhead.train.checkpoint import newest_model
-    from clearhead.train.folder import TOKENIZER, read_config
-    from clearhead.train.world import choose_device
-
-    config = read_config(folder)
-    model = load_model(newest_model(folder), device=choose_device(device, 0))
-    return Subject(folder.name, model, load_tokenizer(folder / TOKENIZER).encode, config.data.source)
+    config, tokenizer, model = open_run(folder, device)
+    return Subject(folder.name, model, tokenizer.encode, config.data.source)
 
 
 def _hugging_face(folder: Path, device: str, gguf: str | None = None) -> Subject:

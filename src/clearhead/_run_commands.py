@@ -21,7 +21,7 @@ MASK = "[MASK]"
 
 def evaluate(asked: Evaluate) -> None:
     """Score a run and print the scores."""
-    config, tokenizer, model = _open(asked.run, asked.device)
+    config, tokenizer, model = open_run(asked.run, asked.device)
     source = config.data.source if asked.data is None else source_name(asked.data)
     data = dataclasses.replace(config.data, source=source)
     by_task = {"causal_lm": _score_text, "masked_lm": _score_masked, "translation": _score_pairs}
@@ -36,7 +36,7 @@ def evaluate(asked: Evaluate) -> None:
 
 def generate(asked: Generate) -> None:
     """Continue a text, fill in what is hidden in it, or translate it; print that."""
-    config, tokenizer, model = _open(asked.run, asked.device)
+    config, tokenizer, model = open_run(asked.run, asked.device)
     try:
         prompt = tokenizer.encode(asked.prompt)
     except UnicodeEncodeError as error:
@@ -70,7 +70,7 @@ def source_name(name: str) -> str:
     return str(path.absolute()) if not known and path.exists() else name
 
 
-def _open(folder: Path, device: str) -> tuple[RunConfig, Any, Any]:
+def open_run(folder: Path, device: str) -> tuple[RunConfig, Any, Any]:
     """Return a run's configuration, its tokenizer and its newest model."""
     from clearhead.train.folder import TOKENIZER, read_config
 

@@ -13,6 +13,7 @@ from clearhead.init import deepscale as ds
 from clearhead.init.admin_omega import constant_omega, omegas
 from clearhead.init.embedding_correlation import batch_repetition, config_correlation, sinusoid_correlation
 from clearhead.models.config import ModelConfig
+from clearhead.signal.moments.arc_cosine import relu_raw_correlation
 
 WIDE = 512
 
@@ -85,12 +86,12 @@ def test_the_correlation_after_a_feed_forward():
     found = ds.feed_forward_correlation(s, WIDE, "silu", gated=True, hidden_dropout=0.25)(r)
     assert found == pytest.approx(0.75 * raw * r, rel=0.02)
     assert ds.feed_forward_correlation(1.0, WIDE)(0.0) == pytest.approx(1 / math.pi)
-    assert ds.arc_cosine(1.0) == 1.0
+    assert relu_raw_correlation(1.0) == 1.0
 
 
 def recursion(n, p, beta2, r0=0.221):
     c = ds.ResidualConstants(math.sqrt(1 - beta2), math.sqrt(beta2))
-    layers = [[(p, lambda r: 1.0), (p, ds.arc_cosine)]] * n
+    layers = [[(p, lambda r: 1.0), (p, relu_raw_correlation)]] * n
     return ds.correlation_recursion(layers, r0, c, embedding_dropout=p)
 
 
@@ -113,7 +114,7 @@ def test_the_recursion_step_by_step():
     assert found.inputs[0][0] == pytest.approx(r, rel=1e-12)
     r = 0.75 * r + 0.25 * 0.9
     assert found.inputs[0][1] == pytest.approx(r, rel=1e-12)
-    assert found.output == pytest.approx(0.75 * r + 0.25 * 0.9 * ds.arc_cosine(r), rel=1e-12)
+    assert found.output == pytest.approx(0.75 * r + 0.25 * 0.9 * relu_raw_correlation(r), rel=1e-12)
     assert recursion(1, 0.0, 0.25, r0=1e-6).inputs[0][0] == ds.CORRELATION_FLOOR
 
 

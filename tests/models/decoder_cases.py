@@ -1,8 +1,9 @@
-"""The decoders that the property tests run over."""
+"""The decoders that the property tests run over, and the properties that encoders share with them."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 SPECS = [
     "softmax",
@@ -40,3 +41,25 @@ IDS = [" ".join(str(value) for value in case.values()) for case in CASES]
 every_case = pytest.mark.parametrize("case", CASES, ids=IDS)
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def packed_documents_equal_separate_ones(model, tokens):
+    segments = torch.tensor([4] * 7 + [1] * 9 + [2] * 4).expand(3, -1).contiguous()
+    packed = model(tokens, segments=segments)
+    for first, end in ((0, 7), (7, 16), (16, 20)):
+        torch.testing.assert_close(packed[:, first:end], model(tokens[:, first:end]), **TOLERANCE)
+
+
+def padding_is_invisible(model, tokens, side):
+    lengths = [20, 13, 1]
+    valid = torch.zeros(3, 20, dtype=torch.bool)
+    padded = torch.randint(0, 31, (3, 20), generator=torch.Generator().manual_seed(5))
+    for row, length in enumerate(lengths):
+        place = slice(20 - length, 20) if side == "left" else slice(0, length)
+        padded[row, place] = tokens[row, :length]
+        valid[row, place] = True
+    logits = model(padded, valid=valid)
+    assert logits.isfinite().all()
+    for row, length in enumerate(lengths):
+        alone = model(tokens[row : row + 1, :length])
+        torch.testing.assert_close(logits[row][valid[row]], alone[0], **TOLERANCE)

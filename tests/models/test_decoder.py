@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from decoder_cases import TOLERANCE, every_case
+from decoder_cases import TOLERANCE, every_case, packed_documents_equal_separate_ones, padding_is_invisible
 
 
 def test_equals_the_transformer_written_out_by_hand(make_model, tokens):
@@ -50,29 +50,13 @@ def test_a_future_token_changes_no_earlier_logit(make_model, tokens, case):
 
 @every_case
 def test_packed_documents_equal_separate_ones(make_model, tokens, case):
-    model = make_model(**case)
-    segments = torch.tensor([4] * 7 + [1] * 9 + [2] * 4).expand(3, -1).contiguous()
-    packed = model(tokens, segments=segments)
-    for first, end in ((0, 7), (7, 16), (16, 20)):
-        torch.testing.assert_close(packed[:, first:end], model(tokens[:, first:end]), **TOLERANCE)
+    packed_documents_equal_separate_ones(make_model(**case), tokens)
 
 
 @every_case
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_invisible(make_model, tokens, case, side):
-    model = make_model(**case)
-    lengths = [20, 13, 1]
-    valid = torch.zeros(3, 20, dtype=torch.bool)
-    padded = torch.randint(0, 31, (3, 20), generator=torch.Generator().manual_seed(5))
-    for row, length in enumerate(lengths):
-        place = slice(20 - length, 20) if side == "left" else slice(0, length)
-        padded[row, place] = tokens[row, :length]
-        valid[row, place] = True
-    logits = model(padded, valid=valid)
-    assert logits.isfinite().all()
-    for row, length in enumerate(lengths):
-        alone = model(tokens[row : row + 1, :length])
-        torch.testing.assert_close(logits[row][valid[row]], alone[0], **TOLERANCE)
+    padding_is_invisible(make_model(**case), tokens, side)
 
 
 def test_padding_carries_no_gradient(make_model, tokens):

@@ -115,4 +115,5 @@ def test_a_large_but_finite_weight_is_no_error() -> None:
     model = Homemade()
     with torch.no_grad():
         model.lm_head.weight.fill_(3e38)
-    measure(model, IDS, backward=False)
+    trace = measure(model, IDS, backward=False)
+    assert trace.stream("decoder")[0].forward is not None

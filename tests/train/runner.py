@@ -49,7 +49,8 @@ def main(folder: Path, config: Path, mode: str) -> None:
         checkpoint.flush_folder = die  # type: ignore[assignment]
     values = json.loads(config.read_text())
     result = train(RunConfig.from_dict(values), folder, on_event=on_event, progress=False)
-    print(result.status, result.reason)
+    # One write: the lines of several processes must not run into each other.
+    os.write(sys.stdout.fileno(), f"{result.status} {result.reason}".strip().encode() + b"\n")
 
 
 def _terminate() -> None:

@@ -139,7 +139,7 @@ def test_two_processes_equal_one(task, parallel, masked, translation, tmp_path):
             made, model=dataclasses.replace(made.model, dropout=0.0), optim=dataclasses.replace(made.optim, eps=1e-3)
         )
 
-    assert torchrun(tmp_path / "two", make(parallel=parallel), "") == ["finished ", "finished "]
+    assert torchrun(tmp_path / "two", make(parallel=parallel), "") == ["finished", "finished"]
     one = train(make(), tmp_path / "one", progress=False).summary
     two = json.loads((tmp_path / "two" / "result.json").read_text())["summary"]
     assert two["processes"] == 2

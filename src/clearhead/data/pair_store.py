@@ -6,7 +6,6 @@ and where each ends), `tokenizer.json` and `header.json` with the hash of each.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from clearhead.data.cache import file_sha256, json_sha256, new_folder, write_json
+from clearhead.data.cache import file_sha256, new_folder
 from clearhead.data.split import SPLITS, Split
-from clearhead.data.store import HEADER, TOKENIZER, Damaged
+from clearhead.data.store import TOKENIZER, seal, verified
 from clearhead.data.tokenizer import Tokenizer, Tokens, load_tokenizer
-from clearhead.errors import UserError
 
 FORMAT = 1
 Encoded = tuple[Tokens, Tokens]
@@ -74,39 +72,17 @@ def write_pairs(
             }
             for split in SPLITS
         }
-        header = {
-            "format": FORMAT,
-            "vocab_size": tokenizer.vocab_size,
-            "files": files,
-            "splits": counts,
-            **about,
-            # What two runs must share to have seen the same pairs; free of paths and dates.
-            "fingerprint": json_sha256({"format": FORMAT, "files": files}),
-        }
-        write_json(building / HEADER, header | {"check": json_sha256(header)})
+        seal(building, FORMAT, files, {"vocab_size": tokenizer.vocab_size, "splits": counts, **about})
 
 
 def open_pairs(folder: Path) -> PairStore | None:
     """Open and verify a prepared folder; None when there is none. Raises `Damaged` when a file was changed."""
     if not folder.is_dir():
         return None
-    try:
-        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        check = header.pop("check")
-        if check != json_sha256(header) or header["format"] != FORMAT:
-            raise Damaged(f"{folder / HEADER} was changed")
-        for name, digest in header["files"].items():
-            if file_sha256(folder / name) != digest:
-                raise Damaged(f"{folder / name} does not match its hash")
+    with verified(folder, FORMAT) as header:
         sides: dict[Split, tuple[Ragged, Ragged]] = {}
         for split in SPLITS:
             held = load_file(folder / f"{split}.safetensors")
             source, target = (Ragged(held[name], held[f"{name}_ends"]) for name in ("source", "target"))
             sides[split] = source, target
         return PairStore(header, load_tokenizer(folder / TOKENIZER), sides)
-    except FileNotFoundError as error:
-        raise Damaged(f"{error.filename} is missing") from error
-    except (ValueError, KeyError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise Damaged(f"{folder / HEADER} cannot be read") from error

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,16 +110,12 @@ def write_store(
         files = {name: file_sha256(building / name) for name in (INDEX, TOKENIZER)}
         files |= {f"{split}.bin": writers[split].digest.hexdigest() for split in SPLITS}
         header = {
-            "format": FORMAT,
             "dtype": dtype,
             "vocab_size": tokenizer.vocab_size,
-            "files": files,
             "splits": {split: writers[split].counts() for split in SPLITS},
             **about,
-            # What two runs must share to have seen the same text; free of paths and dates.
-            "fingerprint": json_sha256({"format": FORMAT, "files": files}),
         }
-        write_json(building / HEADER, header | {"check": json_sha256(header)})
+        seal(building, FORMAT, files, header)
 
 
 def open_store(folder: Path) -> Store | None:
@@ -129,15 +126,37 @@ def open_store(folder: Path) -> Store | None:
     """
     if not folder.is_dir():
         return None
+    with verified(folder, FORMAT) as header:
+        return Store(folder, header, json.loads((folder / INDEX).read_text(encoding="utf-8")))
+
+
+def seal(folder: Path, format_number: int, files: dict[str, str], header: dict[str, Any]) -> None:
+    """Write the header of a prepared folder: what it says of itself, the hash of each file, and its own check."""
+    whole = {
+        "format": format_number,
+        "files": files,
+        **header,
+        # What two runs must share to have seen the same data; free of paths and dates.
+        "fingerprint": json_sha256({"format": format_number, "files": files}),
+    }
+    write_json(folder / HEADER, whole | {"check": json_sha256(whole)})
+
+
+@contextmanager
+def verified(folder: Path, format_number: int) -> Iterator[dict[str, Any]]:
+    """Give the header of a folder that `seal` closed, to read the files by; `Damaged` when anything was changed.
+
+    What fails inside the `with` block because a file is missing or unreadable is `Damaged` as well.
+    """
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         check = header.pop("check")
-        if check != json_sha256(header) or header["format"] != FORMAT:
+        if check != json_sha256(header) or header["format"] != format_number:
             raise Damaged(f"{folder / HEADER} was changed")
         for name, digest in header["files"].items():
             if file_sha256(folder / name) != digest:
                 raise Damaged(f"{folder / name} does not match its hash")
-        return Store(folder, header, json.loads((folder / INDEX).read_text(encoding="utf-8")))
+        yield header
     except FileNotFoundError as error:
         raise Damaged(f"{error.filename} is missing") from error
     except (ValueError, KeyError, AttributeError) as error:

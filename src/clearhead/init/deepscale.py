@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from clearhead.errors import UserError, unknown
+from clearhead.signal.moments.arc_cosine import relu_raw_correlation
 from clearhead.signal.moments.types import Moments
 
 DEPTH_COUNTS = ("layers", "blocks")
@@ -31,12 +32,6 @@ CONSTANTS = ("exact", "published")
 CORRELATION_FLOOR = 0.01
 """Smallest embedding correlation that is used. The variance of V and O goes with r^(-1/2) each; below 1 % what tokens
 share is less than what a mean over a hundred tokens leaves of their differences, and the formula would overshoot."""
-
-
-def arc_cosine(r: float) -> float:
-    """K(r) = r + (sqrt(1 - r^2) - r arccos r) / pi: the raw correlation after a ReLU. K(0) = 1/pi, K(1) = 1."""
-    r = min(1.0, max(-1.0, r))
-    return r + (math.sqrt(1.0 - r * r) - r * math.acos(r)) / math.pi
 
 
 def _activated(name: str, variance: float, r: float) -> Moments:
@@ -198,7 +193,7 @@ def feed_forward_correlation(
 ) -> Callable[[float], float]:
     """r -> token correlation of the feed-forward's output before its dropout; K(r) for ReLU and for "published"."""
     if constants == "published" or (activation == "relu" and not gated):
-        return lambda r: (1.0 - hidden_dropout) * arc_cosine(r)
+        return lambda r: (1.0 - hidden_dropout) * relu_raw_correlation(r)
 
     # The two factors of a gated unit are independent given the input, so their raw correlations multiply.
     def correlation(r: float) -> float:

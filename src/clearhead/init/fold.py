@@ -10,6 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from clearhead.anatomy.parts import Anatomy, AttentionParts, Matrix, StackParts, SubLayerParts
+from clearhead.anatomy.search import is_norm
 from clearhead.errors import UserError
 from clearhead.init.foreign import RULE, BranchRule, HeadRule, StreamRule, branch_end, remove_rules
 from clearhead.layers.gate import TokenGate
@@ -188,8 +189,6 @@ def _scale_norm(norm: nn.Module | None, factor: Tensor) -> None:
 
 def _norm_before_head(anatomy: Anatomy) -> nn.Module | None:
     """The norm whose output the head reads: the last stack's, or the one in BERT's masked-LM head."""
-    from clearhead.anatomy.search import is_norm
-
     assert anatomy.head is not None
     parent = anatomy.model.get_submodule(anatomy.head.path.rpartition(".")[0])
     inner = [module for module in parent.modules() if is_norm(module)]

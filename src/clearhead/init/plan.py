@@ -14,6 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from clearhead.anatomy.parts import Anatomy, EmbeddingParts, Matrix, StackParts, SubLayerParts
+from clearhead.anatomy.search import is_norm, matrices_of
 from clearhead.init.standard import Draw, constant, parameter_seed
 
 KEPT = Draw("kept", 0.0)
@@ -133,8 +134,6 @@ def draw_plan(model: nn.Module, pieces: Iterable[Piece], seed: int) -> None:
 
 def every_matrix(anatomy: Anatomy) -> Iterator[tuple[StackParts, int, int, SubLayerParts, str, Matrix]]:
     """(stack, layer, branch number in the layer, branch, role, matrix) in the order of the computation."""
-    from clearhead.anatomy.search import matrices_of
-
     for stack in anatomy.stacks:
         for layer, block in enumerate(stack.blocks):
             for index, sub in enumerate(block.sublayers):
@@ -145,13 +144,6 @@ def every_matrix(anatomy: Anatomy) -> Iterator[tuple[StackParts, int, int, SubLa
 def same_part(one: Matrix, other: Matrix) -> bool:
     """Whether two matrices of one parameter are the same part of it."""
     return (one.rows, one.interleaved, one.span) == (other.rows, other.interleaved, other.span)
-
-
-def is_foreign_norm(module: nn.Module) -> bool:
-    """Whether the module is a norm of some library, by its name and shape."""
-    from clearhead.anatomy.search import is_norm
-
-    return is_norm(module)
 
 
 def _claimed(model: nn.Module) -> dict[str, float]:
@@ -166,7 +158,7 @@ def _claimed(model: nn.Module) -> dict[str, float]:
 
 def _remaining(module: nn.Module, name: str, parameter: Tensor, rules: Rules) -> Start:
     leaf = name.rpartition(".")[2]
-    if is_foreign_norm(module):
+    if is_norm(module):
         if leaf == "bias":
             return constant(0.0), "norm"
         # Gemma multiplies by 1 + weight.

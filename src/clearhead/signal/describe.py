@@ -274,7 +274,6 @@ class _Config(_Describer):
         super().__init__(dataclasses.replace(anatomy, stacks=stacks), repetition, segment_repetition)
         self.rules = rules_of_anatomy(self.anatomy, config)
         self._rules: dict[bool, tuple[float | None, float]] = {}
-        self._matrices: dict[tuple[Any, ...], Matrix] = {}
 
     def matrix(self, stack: parts.StackParts, layer: int, index: int, role: str, matrix: parts.Matrix) -> Matrix:
         draw, _ = self.rules.matrix(stack, layer, index, role, matrix)

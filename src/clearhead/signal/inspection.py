@@ -75,8 +75,7 @@ def inspect(
         repetition, segments = _repetitions(batch)
         tokens = measured.facts.get("tokens", tokens)
         sequences = measured.facts.get("batch", 1)
-        last = anatomy_of(model).stacks[-1].name
-        seen = measured[f"{last}.output"].backward
+        seen = measured[f"{measured.taps[-1].stack}.output"].backward
         gradient = UNIT if seen is None else seen
     described = source if model is None else model
     skeleton = describe(
@@ -162,7 +161,7 @@ def _facts(
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {"layers": " + ".join(map(str, layers)), "width": width, "tokens": tokens}
     if model is not None:
-        facts["family"] = anatomy_of(model).family
+        facts["family"] = anatomy_of(model).family if measured is None else measured.facts["family"]
         facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         facts["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     if config is not None:

@@ -74,19 +74,20 @@ def _numbers(value: Any) -> Any:
 
 def _report(values: Mapping[str, Any]) -> Report:
     advice = (
-        {**one, "cures": tuple(one["cures"]), "leaves": tuple(one["leaves"]), "predicted": _trace(one["predicted"])}
+        {
+            **one,
+            "cures": tuple(one["cures"]),
+            "leaves": tuple(one["leaves"]),
+            "predicted": Trace.from_dict(one["predicted"]),
+        }
         for one in values["advice"]
     )
     return Report(
         title=values["title"],
-        predicted=_trace(values["predicted"]),
-        measured=None if values["measured"] is None else _trace(values["measured"]),
+        predicted=Trace.from_dict(values["predicted"]),
+        measured=None if values["measured"] is None else Trace.from_dict(values["measured"]),
         findings=tuple(Finding(**one) for one in values["findings"]),
         advice=tuple(Advice(**one) for one in advice),
         verdict=values["verdict"],
         facts=dict(values["facts"]),
     )
-
-
-def _trace(values: Mapping[str, Any]) -> Trace:
-    return Trace.from_dict(values)

@@ -37,7 +37,7 @@ class Thresholds:
     """Participation sum a^2 of attention in excess of equal weights: half of the weight squared on one key."""
     saturation_untrainable: float = 0.9
     dead_harmful: float = 1e-3
-    """Gradient norm of a matrix over the median of its kind's layer-mates."""
+    """Gradient norm of a matrix over the largest in its branch."""
     off_theory: float = 4.0
     """Measured over predicted stream variance, or its inverse."""
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -156,6 +157,7 @@ def choose_windows(lengths: Sequence[int], context: int, stride: int, max_tokens
 
 
 T = TypeVar("T")
+Float64 = npt.NDArray[np.float64]
 
 
 def in_turns(batches: Sequence[T], world: World | None) -> Iterator[tuple[T, bool]]:
@@ -166,6 +168,41 @@ def in_turns(batches: Sequence[T], world: World | None) -> Iterator[tuple[T, boo
     rank, size = (0, 1) if world is None else (world.rank, world.size)
     for first in range(0, len(batches), size):
         yield batches[min(first + rank, len(batches) - 1)], first + rank < len(batches)
+
+
+def sum_by_document(
+    model: torch.nn.Module,
+    chosen: Sequence[Window],
+    sums: Float64,
+    score: Callable[[Sequence[Window]], Float64],
+    *,
+    batch_size: int,
+    world: World | None,
+    should_stop: Callable[[], bool],
+) -> Float64:
+    """Score windows batch by batch, the model in eval mode, and add what `score` says of each to its document.
+
+    Args:
+        sums: zeros, [documents, ...]; filled and returned.
+        score: batch of windows -> their scores, [b, ...].
+
+    Every process of `world` gets the whole sums. Raises `Interrupted` when `should_stop` answers yes.
+    """
+    batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    was_training = model.training
+    model.eval()
+    try:
+        for batch, counts in in_turns(batches, world):
+            if should_stop():
+                raise Interrupted
+            scores = score(batch)
+            if counts:
+                np.add.at(sums, [window.document for window in batch], scores)
+    finally:
+        model.train(was_training)
+    if world is not None and world.size > 1:
+        sums = world.sum(torch.from_numpy(sums).to(next(model.parameters()).device)).cpu().numpy()
+    return sums
 
 
 def evaluate(
@@ -210,21 +247,15 @@ def evaluate(
         raise UserError(f"the {split} split has no text to score")
     device = next(model.parameters()).device
 
-    batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-    nats_d = np.zeros(len(documents))
-    was_training = model.training
-    model.eval()
-    try:
-        for batch, counts in in_turns(batches, world):
-            if should_stop():
-                raise Interrupted
-            nats_b = _score(model, documents, batch, device)
-            if counts:
-                np.add.at(nats_d, [window.document for window in batch], nats_b)
-    finally:
-        model.train(was_training)
-    if world is not None and world.size > 1:
-        nats_d = world.sum(torch.from_numpy(nats_d).to(device)).cpu().numpy()
+    nats_d = sum_by_document(
+        model,
+        chosen,
+        np.zeros(len(documents)),
+        lambda batch: _score(model, documents, batch, device),
+        batch_size=batch_size,
+        world=world,
+        should_stop=should_stop,
+    )
 
     tokens_d = np.zeros(len(documents), dtype=np.int64)
     for window in chosen:
@@ -246,9 +277,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def _score(
-    model: torch.nn.Module, documents: Sequence[Any], batch: Sequence[Window], device: torch.device
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _score(model: torch.nn.Module, documents: Sequence[Any], batch: Sequence[Window], device: torch.device) -> Float64:
     """Return each window's nats, [b] float64. Shorter windows are filled on the right, where no real token looks."""
     longest = max(window.end - window.start for window in batch)
     tokens_bt = np.zeros((len(batch), longest), dtype=np.int64)

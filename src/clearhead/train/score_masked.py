@@ -21,7 +21,7 @@ from clearhead.data.tokenizer import Tokenizer
 from clearhead.errors import UserError
 from clearhead.objectives.cross_entropy import IGNORE
 from clearhead.objectives.masked_lm import FRACTION, mask_tokens
-from clearhead.train.evaluate import Documents, Interrupted, Window, choose_windows, in_turns
+from clearhead.train.evaluate import Documents, Float64, Window, choose_windows, sum_by_document
 from clearhead.train.world import World
 
 SEED = 20_18  # of the hidden tokens; training draws by its own seeds and steps
@@ -128,21 +128,15 @@ def score_masked(
     if not chosen:
         raise UserError(f"the {split} split has no text to score")
     device = next(model.parameters()).device
-    batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-    sums_d3 = np.zeros((len(documents), 3))  # hidden tokens, nats, right guesses
-    was_training = model.training
-    model.eval()
-    try:
-        for batch, counts in in_turns(batches, world):
-            if should_stop():
-                raise Interrupted
-            sums_b3 = _score(model, documents, batch, tokenizer, mask_token, fraction, device)
-            if counts:
-                np.add.at(sums_d3, [window.document for window in batch], sums_b3)
-    finally:
-        model.train(was_training)
-    if world is not None and world.size > 1:
-        sums_d3 = world.sum(torch.from_numpy(sums_d3).to(device)).cpu().numpy()
+    sums_d3 = sum_by_document(
+        model,
+        chosen,
+        np.zeros((len(documents), 3)),  # hidden tokens, nats, right guesses
+        lambda batch: _score(model, documents, batch, tokenizer, mask_token, fraction, device),
+        batch_size=batch_size,
+        world=world,
+        should_stop=should_stop,
+    )
     scores = tuple(
         MaskedScore(document.name, int(tokens), float(nats), int(right))
         for document, (tokens, nats, right) in zip(documents, sums_d3, strict=True)
@@ -162,7 +156,7 @@ def _score(
     mask_token: int,
     fraction: float,
     device: torch.device,
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+) -> Float64:
     """Return hidden tokens, nats and right guesses of each window, [b, 3]."""
     longest = 1 + max(window.end - window.start for window in batch)
     tokens_bt = np.zeros((len(batch), longest), dtype=np.int64)

@@ -20,8 +20,9 @@ from clearhead.signal.moments.activation import (
     activation_backward,
     activation_response,
 )
+from clearhead.signal.moments.arc_cosine import relu_raw_correlation
 from clearhead.signal.moments.quadrature import smooth_response
-from clearhead.signal.moments.relu import relu_centred_correlation, relu_raw_correlation
+from clearhead.signal.moments.relu import relu_centred_correlation
 from clearhead.signal.moments.types import GradientMoments, Moments
 from tests.signal.moments import given as drawn
 from tests.signal.moments.two_dimensional import one, pair

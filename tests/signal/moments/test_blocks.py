@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clearhead.signal.moments.arc_cosine import relu_raw_correlation
 from clearhead.signal.moments.dropout import dropout, dropout_backward
 from clearhead.signal.moments.feed_forward import feed_forward, feed_forward_backward, feed_forward_gradients
 from clearhead.signal.moments.norm import normalise, normalise_backward
-from clearhead.signal.moments.relu import relu_raw_correlation
 from clearhead.signal.moments.residual import residual, residual_backward
 from clearhead.signal.moments.types import GradientMoments, Moments
 from clearhead.signal.skeleton import FeedForwardShape, Matrix, Norm

@@ -85,15 +85,6 @@ def _covariance_at_zero(r: float) -> float:
     return (0.25 + math.asin(r) / (2.0 * math.pi)) * r - bend / (2.0 * math.pi)
 
 
-def relu_raw_correlation(r: float) -> float:
-    """Return K(r) = r + (sqrt(1 - r^2) - r acos r) / pi: the *raw* token correlation after ReLU of a mean-0 input.
-
-    This is what a linear map behind the ReLU sees. K(0) = 1/pi, K(1) = 1, K(-1) = 0.
-    """
-    r = bounded(r)
-    return r + (math.sqrt((1.0 - r) * (1.0 + r)) - r * math.acos(r)) / math.pi
-
-
 def relu_centred_correlation(r: float) -> float:
     """Return the token correlation after ReLU of a mean-0 input, *about the mean*; 0 at r = 0 and 1 at r = 1."""
     return _covariance_at_zero(bounded(r)) * 2.0 * math.pi / (math.pi - 1.0)

@@ -118,8 +118,8 @@ def _look_up(fine: Array, spread: Array) -> Array:
 def row_table(keys: int, causal: bool, window: int | None = None) -> RowTable:
     """The table of rows that see `keys` keys, or 1..keys of them under a causal mask.
 
-    With a window rows at the edges of the sequence see fewer keys; pairs are counted as of full windows, times the
-    share of keys that two windows have in common on average. Raises `ValueError` for no keys, or more than 2^20.
+    With a window rows at the edges of the sequence see fewer keys, and two rows share some keys or none: pairs are
+    computed as of full windows, times what equal weights would share. Raises `ValueError` for no keys, or more than 2^20.
     """
     if window is not None and window < keys:
         return _windowed(keys, causal, window)
@@ -162,8 +162,7 @@ def _windowed(keys: int, causal: bool, window: int) -> RowTable:
     after = 0 if causal else side
     lengths = np.minimum(place, side) + 1 + np.minimum(keys - 1 - place, after)
     full = row_table(min(side + 1 + after, keys), False)
-    gaps = np.arange(1, full.keys)
-    shared = float(2.0 * ((keys - gaps) * (full.keys - gaps)).sum() / (keys * (keys - 1.0) * full.keys))
+    shared = full.keys * _flat_overlap(lengths, side, after)
     share, count = np.array([shared] * 6 + [1.0]), np.bincount(lengths, minlength=full.keys + 1) / keys
     nodes = key_nodes(full.keys)
     hats = _hats(nodes, full.keys)
@@ -181,6 +180,18 @@ def _windowed(keys: int, causal: bool, window: int) -> RowTable:
         _fine_rows=CubicSpline(np.arcsinh(SPREADS), np.array(rows))(at),
         _fine_pairs=full._fine_pairs * share,
     )
+
+
+def _flat_overlap(lengths: Array, side: int, after: int) -> float:
+    """Mean over pairs of rows of the keys that both see over the product of what each sees."""
+    keys, total = len(lengths), 0.0
+    for gap in range(1, min(side + after + 1, keys)):
+        whole = range(side, max(side, keys - after - gap))  # first rows of pairs of full windows
+        total += len(whole) * max(side + after + 1 - gap, 0) / (side + after + 1.0) ** 2
+        first = np.r_[0 : min(side, keys - gap), whole.stop : keys - gap]
+        common = np.minimum(first + after, keys - 1) - np.maximum(first + gap - side, 0) + 1
+        total += float((np.maximum(common, 0) / (lengths[first] * lengths[first + gap])).sum())
+    return 2.0 * total / (keys * (keys - 1.0))
 
 
 def _rows_at(spread: float, nodes: Array) -> tuple[Array, RowStatistics]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 import torch.nn as nn
 
 from clearhead.data.cache import Progress
@@ -15,7 +14,7 @@ from clearhead.train.config import RunConfig
 from clearhead.train.evaluate import EvalResult, evaluate
 from clearhead.train.recorder import finite
 from clearhead.train.step import MicroBatch
-from clearhead.train.tasks.task import rows_of
+from clearhead.train.tasks.task import finite_documents, text_micro_batches
 from clearhead.train.world import World
 
 
@@ -34,18 +33,7 @@ class CausalLM:
         """See `Task.read`."""
         config = self.config
         batch = self.data.batch("train", config.train.batch_size, config.data.context, config.train.seed, step)
-        micro_batches = []
-        for index in range(config.train.grad_accum):
-            rows = rows_of(config, world, index)
-            tokens, targets, segments = (x[rows] for x in (batch.tokens, batch.targets, batch.segments))
-            bounded = bool((segments != segments[:, :1]).any())
-            micro_batches.append(
-                MicroBatch(
-                    torch.from_numpy(tokens).to(world.device),
-                    torch.from_numpy(targets).to(world.device),
-                    torch.from_numpy(segments).to(world.device) if bounded else None,
-                )
-            )
+        micro_batches = text_micro_batches(config, world, batch.tokens, batch.targets, batch.segments, MicroBatch)
         return micro_batches, int((batch.targets != IGNORE).sum())
 
     def evaluate(
@@ -66,14 +54,11 @@ class CausalLM:
 
     def test_summary(self, test: EvalResult | None) -> Mapping[str, Any]:
         """See `Task.test_summary`."""
-        documents = None
-        if test is not None:
-            documents = [{k: finite(v) for k, v in document.to_dict().items()} for document in test.per_document]
         return {
             "test_bits_per_byte": None if test is None else finite(test.bits_per_byte),
             "test_perplexity": None if test is None else finite(test.perplexity),
             "test_nats_per_token": None if test is None else finite(test.nats_per_token),
             "test_tokens": None if test is None else test.tokens,
             "test_bytes": None if test is None else test.bytes,
-            "test_documents": documents,
+            "test_documents": finite_documents(test),
         }

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn as nn
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from clearhead.objectives.masked_lm import mask_tokens, masked_lm_loss
 from clearhead.train.config import RunConfig
 from clearhead.train.recorder import finite
 from clearhead.train.score_masked import MaskedResult, score_masked
-from clearhead.train.tasks.task import rows_of
+from clearhead.train.tasks.task import finite_documents, text_micro_batches
 from clearhead.train.world import World
 
 
@@ -72,18 +71,7 @@ class MaskedLM:
             special=[tokenizer.separator],
             fraction=config.train.mask_fraction,
         )
-        micro_batches = []
-        for index in range(config.train.grad_accum):
-            rows = rows_of(config, world, index)
-            tokens, targets, segments = (x[rows] for x in (masked.tokens, masked.targets, batch.segments))
-            bounded = bool((segments != segments[:, :1]).any())
-            micro_batches.append(
-                MaskedBatch(
-                    torch.from_numpy(tokens).to(world.device),
-                    torch.from_numpy(targets).to(world.device),
-                    torch.from_numpy(segments).to(world.device) if bounded else None,
-                )
-            )
+        micro_batches = text_micro_batches(config, world, masked.tokens, masked.targets, batch.segments, MaskedBatch)
         return micro_batches, int((masked.targets != IGNORE).sum())
 
     def evaluate(
@@ -113,12 +101,9 @@ class MaskedLM:
 
     def test_summary(self, test: MaskedResult | None) -> Mapping[str, Any]:
         """See `Task.test_summary`."""
-        documents = None
-        if test is not None:
-            documents = [{k: finite(v) for k, v in document.to_dict().items()} for document in test.per_document]
         return {
             "test_nats_per_token": None if test is None else finite(test.nats_per_token),
             "test_accuracy": None if test is None else test.accuracy,
             "test_tokens": None if test is None else test.tokens,
-            "test_documents": documents,
+            "test_documents": finite_documents(test),
         }

@@ -8,16 +8,23 @@ translation   seq2seq    the next token of a translated text    nats per token, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+import torch
 import torch.nn as nn
+from torch import Tensor
 
 from clearhead.data.cache import Progress
 from clearhead.data.pairs import PairData
 from clearhead.data.text import TextData
 from clearhead.train.config import RunConfig
+from clearhead.train.recorder import finite
 from clearhead.train.step import Batch
 from clearhead.train.world import World
+
+B = TypeVar("B")
 
 
 class Scored(Protocol):
@@ -88,3 +95,36 @@ def rows_of(config: RunConfig, world: World, index: int) -> slice:
     rows = config.train.batch_size // (config.train.grad_accum * world.size)
     first = (index * world.size + world.rank) * rows
     return slice(first, first + rows)
+
+
+def text_micro_batches(
+    config: RunConfig,
+    world: World,
+    tokens: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    segments: npt.NDArray[np.int64],
+    make: Callable[[Tensor, Tensor, Tensor | None], B],
+) -> list[B]:
+    """This process's micro-batches of a step of running text, all [b, t]; `make` takes tokens, targets and segments.
+
+    Segments are None where no row holds a boundary, which lets attention take its plain path.
+    """
+    micro_batches = []
+    for index in range(config.train.grad_accum):
+        rows = rows_of(config, world, index)
+        bounded = bool((segments[rows] != segments[rows, :1]).any())
+        micro_batches.append(
+            make(
+                torch.from_numpy(tokens[rows]).to(world.device),
+                torch.from_numpy(targets[rows]).to(world.device),
+                torch.from_numpy(segments[rows]).to(world.device) if bounded else None,
+            )
+        )
+    return micro_batches
+
+
+def finite_documents(test: Any) -> list[dict[str, Any]] | None:
+    """The documents of a test score as `result.json` holds them; None where there is no score yet."""
+    if test is None:
+        return None
+    return [{key: finite(value) for key, value in document.to_dict().items()} for document in test.per_document]

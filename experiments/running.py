@@ -1,0 +1,46 @@
+"""What experiments share: runs that are appended to a file as they end, and the table that stands in a README.
+
+Each run is one line of JSON, so a command that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.progress import track
+
+Job = TypeVar("Job")
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """The runs that a file holds; none when there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run_missing(
+    path: Path,
+    jobs: Sequence[Job],
+    run: Callable[[Job], dict[str, Any]],
+    *,
+    key_of_job: Callable[[Job], Hashable],
+    key_of_run: Callable[[dict[str, Any]], Hashable],
+    workers: int,
+) -> None:
+    """Run the jobs that the file does not hold yet, in processes of their own, and append each as it ends."""
+    done = {key_of_run(one) for one in read_runs(path)}
+    missing = [job for job in jobs if key_of_job(job) not in done]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool, path.open("a") as file:
+        for result in track(pool.imap_unordered(run, missing), total=len(missing), description="training"):
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+
+
+def put_results(readme: Path, lines: Sequence[str]) -> None:
+    """Put lines between the README's marks."""
+    before, _, rest = readme.read_text().partition("<!-- results -->")
+    _, _, after = rest.partition("<!-- end -->")
+    readme.write_text("\n".join([f"{before}<!-- results -->", *lines, f"<!-- end -->{after}"]))
