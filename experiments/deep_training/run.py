@@ -1,4 +1,8 @@
-"""100 layers on the successor task: `python -m experiments.deep_training.run`. Stopped, the same command goes on."""
+"""100, 192 and 1,000 layers on the successor task: `python -m experiments.deep_training.run`.
+
+Stopped, the same command goes on. At 192 layers every arm tries the same learning rates with the first seed, and its
+best one with the other seeds.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,10 @@ import json
 import math
 import platform
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +28,29 @@ from experiments.trainability.grid import TASK, config
 from experiments.trainability.short_run import short_run
 
 HERE = Path(__file__).parent
-LAYERS, WIDTH = 100, 64
+WIDTH = 64
+RATES = (1e-4, 3e-4, 1e-3)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of the table."""
+    """One line of a table."""
 
     placement: str
     init: str
     lr: float = 3e-4
     warmup_steps: int = 0
     steps: int = 150
+    layers: int = 100
 
     @property
     def name(self) -> str:
-        """Its key in the results."""
+        """Its key in the results, with the number of layers."""
         words = [self.init, self.placement, f"lr {self.lr:g}", f"{self.steps} steps"]
         return ", ".join(words + ([f"warm-up {self.warmup_steps}"] if self.warmup_steps else []))
 
 
-ARMS = (
+HUNDRED = (
     Arm("post", "xavier"),
     Arm("post", "deepscale"),
     Arm("post", "deepscale_simple"),
@@ -53,20 +61,29 @@ ARMS = (
     Arm("post", "deepscale", lr=1e-3),
     Arm("post", "deepscale", lr=1e-3, warmup_steps=100),
 )
+GRID = (
+    Arm("post", "xavier", layers=192),
+    Arm("post", "deepscale", layers=192),
+    Arm("pre", "xavier", layers=192),
+    Arm("pre", "deepscale", layers=192),
+    Arm("post", "admin", layers=192, steps=400),
+)
+"""Each at every one of RATES."""
+THOUSAND = (Arm("post", "deepscale", layers=1000, lr=1e-4), Arm("pre", "deepscale", layers=1000, lr=1e-4))
+QUICK = (Arm("post", "xavier", layers=24, steps=60), Arm("post", "deepscale", layers=24, steps=60, lr=1e-3))
 
 
-def train_one(job: tuple[int, int, int]) -> dict[str, Any]:
+def train_one(job: tuple[Arm, int]) -> dict[str, Any]:
     """Train one arm with one seed."""
-    index, seed, layers = job
+    arm, seed = job
     torch.set_num_threads(1)
-    arm = ARMS[index]
 
     def prepare(model: torch.nn.Module, tokens_bt: torch.Tensor) -> None:
         if needs_profile(model):
             profile_omega(model, tokens_bt, seed=seed)
 
     run = short_run(
-        config(layers, WIDTH, 0.0, arm.placement, arm.init),
+        config(arm.layers, WIDTH, 0.0, arm.placement, arm.init),
         TASK,
         seed=seed,
         lr=arm.lr,
@@ -76,45 +93,93 @@ def train_one(job: tuple[int, int, int]) -> dict[str, Any]:
     )
     values = run.to_dict()
     del values["config"]
-    return {"arm": arm.name, "layers": layers, **values}
+    return {"arm": arm.name, "layers": arm.layers, **values}
 
 
 def main() -> None:
-    """Run every arm and seed and write the table."""
+    """Run what is missing and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--seeds", type=int, default=3, help="of each arm; 1,000 layers have one")
+    parser.add_argument("--layers", type=int, nargs="*", default=[100, 192, 1000], help="depths to run")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--arms", nargs="*", type=int, default=list(range(len(ARMS))), help="indices")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--quick", action="store_true", help="24 layers, 60 steps, one seed; leaves the README alone")
+    parser.add_argument("--out", type=Path, help="default: results here, or ./results-quick")
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
+    out = asked.out or (Path("results-quick") if asked.quick else HERE / "results")
+    out.mkdir(parents=True, exist_ok=True)
+
+    def run(arms: Iterable[Arm], seeds: Iterable[int]) -> None:
+        run_missing(
+            out / "runs.jsonl",
+            list(product(arms, seeds)),
+            train_one,
+            key_of_job=lambda job: (job[0].name, job[0].layers, job[1]),
+            key_of_run=lambda run: (run["arm"], run["layers"], run["seed"]),
+            workers=asked.workers,
+        )
+
     began = time.perf_counter()
-    run_missing(
-        asked.out / "runs.jsonl",
-        [(index, seed, asked.layers) for seed in range(asked.seeds) for index in asked.arms],
-        train_one,
-        key_of_job=lambda job: (ARMS[job[0]].name, *job[1:]),
-        key_of_run=lambda run: (run["arm"], run["seed"], run["layers"]),
-        workers=asked.workers,
+    if asked.quick:
+        run(QUICK, [0])
+    if 100 in asked.layers and not asked.quick:
+        run(HUNDRED, range(asked.seeds))
+    if 192 in asked.layers and not asked.quick:
+        rates = [replace(arm, lr=lr) for arm in GRID for lr in RATES]
+        run(rates, [0])
+        run(best_of(rates, read_runs(out / "runs.jsonl")), range(1, asked.seeds))
+    if 1000 in asked.layers and not asked.quick:
+        run(THOUSAND, [0])
+    write(out, time.perf_counter() - began, readme=None if asked.quick else HERE / "README.md")
+
+
+def best_of(arms: Sequence[Arm], runs: Sequence[dict[str, Any]]) -> list[Arm]:
+    """Of the arms that differ in their learning rate only, the one whose first seed ended lowest."""
+    loss = {(run["arm"], run["layers"]): float(run["loss"]) for run in runs if run["seed"] == 0}
+    best: dict[Arm, Arm] = {}
+    for arm in arms:
+        kind = replace(arm, lr=0.0)
+        if kind not in best or loss[arm.name, arm.layers] < loss[best[kind].name, arm.layers]:
+            best[kind] = arm
+    return list(best.values())
+
+
+def table_of(layers: int, runs: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of one depth, as values and as a table."""
+    rows, lines = (
+        [],
+        ["| arm | loss, mean of the last 20 steps (95 % interval) | seeds that learned |", "|---|---|---|"],
     )
-    write(asked.out, time.perf_counter() - began)
-
-
-def write(out: Path, seconds: float) -> None:
-    """Write results.json and put the table into the README."""
-    runs = read_runs(out / "runs.jsonl")
-    rows = []
-    for name in dict.fromkeys(arm.name for arm in ARMS):
-        losses = [float(run["loss"]) for run in runs if run["arm"] == name]
-        if not losses:
-            continue
-        mean = sum(losses) / len(losses)
-        half = math.nan
+    for name in dict.fromkeys(run["arm"] for run in runs if run["layers"] == layers):
+        of_arm = [run for run in runs if (run["arm"], run["layers"]) == (name, layers)]
+        losses = [float(run["loss"]) for run in of_arm]
+        mean, half = sum(losses) / len(losses), None
         if len(losses) > 1 and all(map(math.isfinite, losses)):
             half = stats.t.ppf(0.975, len(losses) - 1) * stats.tstd(losses) / math.sqrt(len(losses))
-        learned = sum(run["learned"] for run in runs if run["arm"] == name)
-        rows.append({"arm": name, "seeds": len(losses), "mean": mean, "half": half, "learned": learned})
+        learned = sum(run["learned"] for run in of_arm)
+        rows.append(
+            {
+                "arm": name,
+                "layers": layers,
+                "seeds": len(losses),
+                "mean": mean if math.isfinite(mean) else "inf",
+                "half": half,
+                "learned": learned,
+                "seconds": round(max(run["seconds"] for run in of_arm)),
+            }
+        )
+        spread = "" if half is None else f" ± {half:.3f}"
+        lines.append(f"| {name} | {mean:.3f}{spread} | {learned} of {len(losses)} |")
+    return rows, lines
+
+
+def write(out: Path, seconds: float, readme: Path | None) -> None:
+    """Write results.json, and the tables into the README."""
+    runs = read_runs(out / "runs.jsonl")
+    rows, page = [], []
+    for layers in sorted({run["layers"] for run in runs}):
+        of_depth, lines = table_of(layers, runs)
+        rows += of_depth
+        page += [f"### {layers:,} layers", "", *lines, ""]
     about = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "clearhead": clearhead.__version__,
@@ -123,18 +188,12 @@ def write(out: Path, seconds: float) -> None:
         "seconds": round(seconds),
         "marginal_entropy": TASK.marginal_entropy,
         "conditional_entropy": TASK.conditional_entropy,
-        "rows": [{**row, "half": None if math.isnan(row["half"]) else row["half"]} for row in rows],
+        "rows": rows,
     }
     (out / "results.json").write_text(json.dumps(about, indent=1) + "\n")
-    table = ["| arm | loss, mean of the last 20 steps (95 % interval) | seeds that learned |", "|---|---|---|"]
-    table += [
-        f"| {row['arm']} | {row['mean']:.3f}"
-        + ("" if math.isnan(row["half"]) else f" ± {row['half']:.3f}")
-        + f" | {row['learned']} of {row['seeds']} |"
-        for row in rows
-    ]
-    print("\n".join(table))
-    put_results(HERE / "README.md", table)
+    print("\n".join(page))
+    if readme is not None:
+        put_results(readme, page[:-1])
 
 
 if __name__ == "__main__":

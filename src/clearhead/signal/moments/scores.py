@@ -234,9 +234,9 @@ def _mean_over_keys(kappa: Array, causal: bool) -> float:
 
 
 @lru_cache(maxsize=256)
-def norm_points(freedom: float) -> tuple[Array, Array]:
+def norm_points(freedom: float, count: int = 7) -> tuple[Array, Array]:
     """Points and weights of chi-square / freedom, by Wilson and Hilferty's cube of a normal; the mean is exactly 1."""
-    points, weights = _hermite(7)
+    points, weights = _hermite(count)
     part = 2.0 / (9.0 * freedom)
     chi = np.maximum(1.0 - part + points * math.sqrt(part), 0.02) ** 3
     return chi / (chi @ weights), weights
@@ -248,21 +248,31 @@ def _hermite(count: int) -> tuple[Array, Array]:
     return points, weights / weights.sum()
 
 
+@lru_cache(maxsize=256)
+def _cosine_points(freedom: float) -> tuple[Array, Array]:
+    """Points and weights of the cosine of two independent directions, density (1 - t^2)^((freedom - 3) / 2)."""
+    if freedom > 200.0:  # normal to well below 1 %
+        points, weights = _hermite(6)
+        return points / math.sqrt(freedom), weights
+    half = max((freedom - 3.0) / 2.0, -0.99)
+    points, weights = special.roots_jacobi(6, half, half)
+    return points, weights / weights.sum()
+
+
 def query_pairs(correlation: Array, freedom: float) -> tuple[Array, Array, Array, Array]:
     """Products of norms |p||p'|, cosines, and dots p . p' of two normal vectors in `freedom` dimensions, E|p|^2 = 1.
 
-    Points [correlation, points] of each, and weights [points]: the first vector's norm and the second's part along it
-    by Gauss points, the second's remaining length by a typical value (of its square, or of its inverse square for the
-    cosine). E p . p' is the correlation, exactly.
+    p' = rho p + sqrt(1 - rho^2) w, w independent of p: Gauss points for |p|^2, |w|^2 and the cosine between p and w.
+    Points [correlation, points] of each, and weights [points]. E p . p' is the correlation, exactly.
     """
-    chi, chi_weight = norm_points(freedom)
-    g, g_weight = _hermite(7)
-    rho = np.clip(correlation, -1.0, 1.0)[:, None, None]
-    rest = (1.0 - rho * rho) / freedom
-    norm = np.sqrt(chi)[:, None]
-    along = rho * norm + np.sqrt(rest) * g
-    product = norm * np.sqrt(along * along + rest * max(freedom - 1.0, 0.0))
-    cosine = along / np.sqrt(along * along + rest * max(freedom - 3.0, 0.25 * freedom) + 1e-24)
+    (chi, chi_weight), (other, other_weight) = norm_points(freedom, 4), norm_points(freedom, 3)
+    turn, turn_weight = _cosine_points(freedom)
+    rho = np.clip(correlation, -1.0, 1.0)[:, None, None, None]
+    norm = np.sqrt(chi)[:, None, None]
+    rest = np.sqrt((1.0 - rho * rho) * other[:, None])
+    along = rho * norm + rest * turn
+    second = np.sqrt(along * along + rest * rest * (1.0 - turn * turn))
     shape = (len(rho), -1)
-    weights = np.outer(chi_weight, g_weight).reshape(-1)
-    return product.reshape(shape), cosine.reshape(shape), (norm * along).reshape(shape), weights
+    weights = chi_weight[:, None, None] * other_weight[:, None] * turn_weight
+    cosine = along / np.maximum(second, 1e-12)
+    return (norm * second).reshape(shape), cosine.reshape(shape), (norm * along).reshape(shape), weights.reshape(-1)
