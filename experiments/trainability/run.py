@@ -38,6 +38,11 @@ def predictions() -> dict[str, dict[str, Any]]:
     return answer
 
 
+def said(fixed: dict[str, Any]) -> tuple[Any, ...]:
+    """What was fixed before the runs: thresholds and verdicts. The values behind them may get more exact."""
+    return fixed["thresholds"], {name: one["verdict"] for name, one in fixed["predictions"].items()}
+
+
 def train_one(job: tuple[str, int, int]) -> dict[str, Any]:
     """Train one configuration of the grid."""
     name, seed, steps = job
@@ -61,11 +66,11 @@ def main() -> None:
 
     predicted = predictions()
     fixed = {"thresholds": vars(THRESHOLDS), "predictions": predicted}
-    text = json.dumps(fixed, indent=1) + "\n"
     path = asked.out / "predictions.json"
-    if path.exists() and path.read_text() != text:
-        raise SystemExit(f"{path} holds other predictions; results of two versions must not mix: use another --out")
-    path.write_text(text)
+    if not path.exists():
+        path.write_text(json.dumps(fixed, indent=1) + "\n")
+    elif said(json.loads(path.read_text())) != said(fixed):
+        raise SystemExit(f"{path} holds other verdicts; results of two versions must not mix: use another --out")
 
     names = list(predicted)[:: len(predicted) // 6] if asked.quick else list(predicted)
     steps = 60 if asked.quick else asked.steps
