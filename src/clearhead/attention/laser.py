@@ -116,7 +116,7 @@ class _Plan:
         self.spec = AttentionSpec.parse(spec)
         n, m = q.shape[2], k.shape[2]
         empty = self.mask.may_have_empty_rows(n, m)
-        self.some = (self.mask.visible_count(n, m, q.device) > 0).unsqueeze(-1) if empty else None
+        self.some = self.mask.some_visible(n, m, q.device).unsqueeze(-1) if empty else None
 
     def read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(q, k, exp(v - m), sum_k A exp(V - m)) in the plan's precision."""
