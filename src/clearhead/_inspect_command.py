@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clearhead._run_commands import open_run, source_name
+from clearhead._run_commands import open_run
 from clearhead.errors import UserError, unknown
 from clearhead.models.config import PRESETS, ModelConfig
 
@@ -21,6 +21,21 @@ if TYPE_CHECKING:
     from clearhead.signal.findings import Report
 
 DEFAULT_DATA = "shakespeare"
+
+LARGE = 12 * 64**2
+"""Layers times width^2 above which the comparison of before and after is a short one."""
+SHORT_STEPS = 200
+SHORT = (
+    "optim.schedule=constant",
+    "optim.lr=0.001",
+    "optim.warmup_steps=50",
+    "train.batch_size=8",
+    "data.context=32",
+    "model.context=32",
+)
+"""Few and short steps, enough to leave the plateau of token frequencies: 48 layers of width 64 take about 45 seconds of
+one core a run. A rate that falls in 200 steps falls too early, and without the warm-up a deep Post-LN stack with
+DeepScaleLM stays where it is at this rate."""
 
 
 @dataclass
@@ -32,6 +47,8 @@ class Subject:
     """A `ModelConfig` or an nn.Module."""
     tokenizer: Any = None
     """encode(text) -> ids; None = bytes for our configs."""
+    mask_id: int | None = None
+    """The token that stands for a hidden one, where the tokenizer has one."""
     data: str | None = None
     """The text that the model was trained on."""
     notes: tuple[str, ...] = ()
@@ -42,25 +59,29 @@ def inspect(asked: Inspect) -> int:
     subject = find(asked.model, asked.set, asked.device)
     from rich.console import Console
 
+    from clearhead._inspect_batch import make_batch
     from clearhead.signal.console import print_report
     from clearhead.signal.inspection import inspect as run
     from clearhead.signal.report import write_report
 
     data = asked.data or subject.data or DEFAULT_DATA
-    batch = None if asked.theory else make_batch(subject, data, asked)
-    if batch is not None and hasattr(subject.source, "train"):
+    fed = None if asked.theory else make_batch(subject, data, asked)
+    if fed is not None and hasattr(subject.source, "train"):
         subject.source.train(not asked.eval)
-    with Console(stderr=True).status("measuring" if batch is not None else "predicting"):
+    with Console(stderr=True).status("measuring" if fed is not None else "predicting"):
         report = run(
             subject.source,
-            batch,
+            None if fed is None else fed.batch,
             tokens=asked.context,
             title=subject.name,
             seed=asked.seed,
             command=lambda config, overrides: compare_command(config, overrides, data),
         )
+    if fed is not None:
+        report = dataclasses.replace(report, facts={**report.facts, "data": fed.words})
     if subject.notes:
-        report = dataclasses.replace(report, facts={**report.facts, "note": " ".join(subject.notes)})
+        predicted = dataclasses.replace(report.predicted, notes=(*subject.notes, *report.predicted.notes))
+        report = dataclasses.replace(report, predicted=predicted)
     if asked.json:
         from clearhead.signal.stored import to_json
 
@@ -137,7 +158,7 @@ def _only_whole(subject: Subject, changes: Sequence[str]) -> Subject:
 
 def _run(folder: Path, device: str) -> Subject:
     config, tokenizer, model = open_run(folder, device)
-    return Subject(folder.name, model, tokenizer.encode, config.data.source)
+    return Subject(folder.name, model, tokenizer.encode, data=config.data.source)
 
 
 def _hugging_face(folder: Path, device: str, gguf: str | None = None) -> Subject:
@@ -147,6 +168,7 @@ def _hugging_face(folder: Path, device: str, gguf: str | None = None) -> Subject
         raise UserError(
             f"{folder}: a Hugging Face model needs the transformers package: pip install 'clearhead[hf]'"
         ) from None
+    from clearhead.anatomy.find import anatomy_of
     from clearhead.train.world import choose_device
 
     transformers.utils.logging.set_verbosity_error()
@@ -155,95 +177,54 @@ def _hugging_face(folder: Path, device: str, gguf: str | None = None) -> Subject
     notes: list[str] = []
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **more)
-        named = [name for name in (config.architectures or []) if hasattr(transformers, name)]
-        kind: Any = getattr(transformers, named[0]) if named else transformers.AutoModel
+        kind, named = _class_of(config, gguf is not None)
         weights = gguf or any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
         if weights:
-            model = kind.from_pretrained(folder, local_files_only=True, **more)
+            model, found = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **more)
+            missing = sorted(found["missing_keys"])
+            if missing:
+                notes.append(
+                    f"the weights' file lacks {len(missing)} of the model's parameters, {missing[0]} first: these are "
+                    f"drawn at random"
+                )
         else:
-            notes.append("The folder holds no weights: they are drawn at random, as transformers does.")
+            notes.append("the folder holds no weights: they are drawn at random, as transformers does")
             model = kind._from_config(config) if named else kind.from_config(config)
     except Exception as error:  # transformers raises of every kind for a broken folder
         raise UserError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:300]})") from error
-    tokenizer = None
+    anatomy_of(model)  # a model without attention is refused before any text is read
+    encode, mask_id = _tokenizer(folder, more)
+    if encode is None and model.main_input_name == "input_ids":
+        notes.append("the folder holds no tokenizer: the tokens are drawn by Zipf's law")
+    model = model.to(choose_device(device, 0))
+    return Subject(gguf or folder.name, model, encode, mask_id, None, tuple(notes))
+
+
+def _class_of(config: Any, gguf: bool) -> tuple[Any, bool]:
+    """(the class that the config names, True), or (one that fits any, False)."""
+    import transformers
+
+    named = [name for name in (config.architectures or []) if hasattr(transformers, name)]
+    if named:
+        return getattr(transformers, named[0]), True
+    causal = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if gguf and config.model_type in causal and not config.is_encoder_decoder:  # a .gguf names no class
+        return transformers.AutoModelForCausalLM, False
+    return transformers.AutoModel, False
+
+
+def _tokenizer(folder: Path, more: Mapping[str, Any]) -> tuple[Any, int | None]:
+    """(encode, id of the mask token); None without a tokenizer, or with one that was made without a vocabulary."""
+    import transformers
+
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **more)
         sample = loaded("So long lives this", add_special_tokens=False)["input_ids"]
-        if sample and max(sample) < model.config.vocab_size:  # some are made without a vocabulary
-            tokenizer = lambda text: loaded(text, add_special_tokens=False)["input_ids"]
     except Exception:  # of every kind, as above
-        tokenizer = None
-    if tokenizer is None:
-        notes.append("The folder holds no tokenizer that fits: the tokens are drawn by Zipf's law.")
-    return Subject(gguf or folder.name, model.to(choose_device(device, 0)), tokenizer, None, tuple(notes))
-
-
-# ---- which text ----
-
-
-def make_batch(subject: Subject, data: str, asked: Inspect) -> Any:
-    """Return token ids [batch, tokens] of the text, or what else the model takes."""
-    import numpy as np
-    import torch
-
-    source = subject.source
-    ours = isinstance(source, ModelConfig) or isinstance(getattr(source, "config", None), ModelConfig)
-    config = source if isinstance(source, ModelConfig) else source.config
-    rows = asked.batch
-    if ours:
-        tokens = asked.context or config.context
-        vocabulary = config.vocab_size
-    else:
-        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 128
-        tokens = asked.context or min(128, int(limit))
-        vocabulary = getattr(config, "vocab_size", None)
-        if vocabulary is None:
-            raise UserError(
-                f"{subject.name}: a model without a vocabulary; inspect it from Python with a batch of your own"
-            )
-    draw = np.random.default_rng(asked.seed)
-    encode = subject.tokenizer
-    if encode is None and ours and vocabulary >= 257:
-        from clearhead.data.tokenizer import ByteTokenizer
-
-        encode = ByteTokenizer().encode
-    if encode is None:
-        p = 1.0 / np.arange(1, vocabulary + 1)
-        ids = draw.choice(vocabulary, size=(rows, tokens), p=p / p.sum())
-    else:
-        ids = _windows(np.asarray(encode(_text(data, rows * tokens * 12)), dtype=np.int64), rows, tokens, draw, data)
-    device = "cpu" if isinstance(source, ModelConfig) else next(source.parameters()).device
-    ids_bt = torch.as_tensor(ids, dtype=torch.int64, device=device)
-    if ours and config.architecture == "seq2seq":
-        return {"source": ids_bt, "tokens": ids_bt.clone()}
-    if not ours:
-        decoder = {"decoder_input_ids": ids_bt.clone()} if getattr(config, "is_encoder_decoder", False) else {}
-        return {"input_ids": ids_bt, **decoder}
-    return ids_bt
-
-
-def _text(data: str, bytes_wanted: int) -> str:
-    from clearhead.data.sources import resolve
-
-    pieces: list[str] = []
-    held = 0
-    for document in resolve(source_name(data)).documents():
-        pieces.append(document.data[:bytes_wanted].decode("utf-8", errors="ignore"))
-        held += len(pieces[-1])
-        if held >= bytes_wanted:
-            break
-    return "\n".join(pieces)
-
-
-def _windows(ids: Any, rows: int, tokens: int, draw: Any, data: str) -> Any:
-    import numpy as np
-
-    if len(ids) < tokens + 1:
-        raise UserError(
-            f"{data}: {len(ids)} tokens are too few for a sequence of {tokens}; give more text or --context"
-        )
-    starts = draw.integers(0, len(ids) - tokens, rows)
-    return np.stack([ids[start : start + tokens] for start in starts])
+        return None, None
+    if len(set(sample)) < 2:
+        return None, None
+    return (lambda text: loaded(text, add_special_tokens=False)["input_ids"]), loaded.mask_token_id
 
 
 # ---- what to do about it ----
@@ -265,8 +246,12 @@ def compare_command(config: ModelConfig, overrides: Mapping[str, Any], data: str
     words = ["clearhead", "compare", "--preset", "quick"]
     if data != DEFAULT_DATA:
         words += ["--data", shlex.quote(data)]
-    if changes:
-        words += ["--set", *(f"model.{key}={shlex.quote(_plain(value))}" for key, value in changes.items())]
+    sizes = [f"model.{key}={shlex.quote(_plain(value))}" for key, value in changes.items()]
+    if _large(config):
+        words += ["--steps", str(SHORT_STEPS)]
+        sizes = [*SHORT, *sizes]
+    if sizes:
+        words += ["--set", *sizes]
     after = " ".join(f"model.{key}={_plain(value)}" for key, value in overrides.items())
     words += ["--arm", '"before:"', f'"after: {after}"']
     return " ".join(words)
@@ -285,9 +270,13 @@ def apply(report: Report, subject: Subject, target: Path) -> None:
         raise UserError(f"--apply: {target} exists; choose another name, nothing was written")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(repaired.to_dict(), indent=1) + "\n", encoding="utf-8")
-    print(
-        f"applied: {best.title}; train it with: clearhead train --out runs/repaired --model {target}", file=sys.stderr
-    )
+    rate = " --optim.lr 0.001 --optim.warmup-steps 100" if _large(repaired) else ""
+    line = f"clearhead train --out runs/repaired --model {shlex.quote(str(target))}{rate}"
+    print(f"applied: {best.title}; train it with: {line}", file=sys.stderr)
+
+
+def _large(config: ModelConfig) -> bool:
+    return config.layers * config.width**2 > LARGE
 
 
 def _plain(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from clearhead.errors import UserError
 from clearhead.init.apply import init_
 from clearhead.models.config import PRESETS, ModelConfig
 from clearhead.models.make import build_model
-from clearhead.signal.findings import KINDS
+from clearhead.signal import words
+from clearhead.signal.findings import KINDS, Finding
 from clearhead.signal.inspection import inspect, predict
 from clearhead.signal.moments.types import GradientMoments, Moments
+from clearhead.signal.observed import observations
 from clearhead.signal.trace import Trace
 from clearhead.signal.verdicts import THRESHOLDS, judge, verdict_of
 
@@ -131,9 +134,51 @@ def test_no_initialisation_is_advised_for_trained_weights() -> None:
             block.feed_forward.down.weight[::2] *= -1.0
     report = inspect(model, torch.randint(0, 257, (2, 32)))
     assert "off_theory" in {finding.kind for finding in report.findings}
-    assert any(finding.severity != "note" for finding in report.findings)
+    assert report.verdict == "no forecast"
+    assert {finding.severity for finding in report.findings} == {"note"}
     assert not report.advice
     assert any("no initialisation is advised" in note for note in report.predicted.notes)
+
+
+def test_a_model_that_predicts_better_than_frequencies_is_called_trained() -> None:
+    """A deep Post-LN stack whose last layers and head know a cycle of tokens: broken by theory, and it works."""
+    config = dataclasses.replace(BROKEN, layers=1, position="none", tie_embeddings=False, vocab_size=32)
+    model, ids = build_model(config, 0), (torch.arange(128) % 32).reshape(4, 32)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    start = inspect(model, ids)
+    assert start.verdict == "trainable"
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+        optimizer.step()
+    with torch.no_grad():  # a fault by its threshold that leaves the answers as they are
+        model.blocks[0].attention.query.weight.mul_(100.0)
+    report = inspect(model, ids)
+    assert report.facts["loss"] < report.facts["frequency_loss"] == pytest.approx(math.log(32))
+    assert report.verdict == "trained"
+    assert {finding.severity for finding in report.findings} == {"note"}
+    assert not report.advice
+    assert "works" in words.verdict_sentence(report)
+    assert all("(a fault" not in finding.evidence for finding in report.findings)
+
+
+def test_observations_have_words() -> None:
+    """Every kind but what is not finite, which stays a fault whatever the weights are."""
+    assert set(words.OBSERVED) == set(KINDS) - {"not_finite"}
+    found = Finding("not_finite", "untrainable", "decoder", 0, "measured", math.nan, math.nan, "x.")
+    assert observations([found]) == (found,)
+
+
+def test_what_a_sum_takes_away_is_no_share_of_zero() -> None:
+    model = build_model(dataclasses.replace(BROKEN, layers=2, norm_placement="pre"), 0)
+    with torch.no_grad():  # the second feed-forward answers the first one's negative
+        one, two = (block.feed_forward for block in model.blocks)
+        one.down.weight.mul_(30.0)
+        two.up.weight.copy_(one.up.weight)
+        two.down.weight.copy_(-one.down.weight)
+    report = inspect(model, torch.randint(0, 257, (2, 32)))
+    shares = [tap.share for tap in report.measured.at("branch")]
+    assert all(0.0 < share <= 1.0 for share in shares)
 
 
 def test_measured_and_predicted_findings_are_one() -> None:
@@ -190,6 +235,23 @@ def test_the_compare_command_parses(tmp_path: Path) -> None:
     before, after = (arm.apply(plan.base).model for arm in plan.arms)
     assert before == dataclasses.replace(BROKEN, vocab_size=before.vocab_size, context=before.context)
     assert after == dataclasses.replace(before, init="deepscale")
+
+
+def test_a_large_model_is_compared_in_few_steps() -> None:
+    import shlex
+
+    from clearhead._inspect_command import compare_command
+    from clearhead.compare.plan import ComparePlan
+
+    parts = shlex.split(compare_command(PRESETS["deep-post-ln"], {"init": "deepscale"}, "shakespeare"))
+    middle, arms = parts.index("--set"), parts.index("--arm")
+    steps = int(parts[parts.index("--steps") + 1])
+    plan = ComparePlan.build(preset="quick", steps=steps, overrides=parts[middle + 1 : arms], arms=parts[arms + 1 :])
+    before, after = (arm.apply(plan.base) for arm in plan.arms)
+    assert before.model.layers == 48
+    assert (before.model.init, after.model.init) == ("xavier", "deepscale")
+    assert before.total_steps == 200
+    assert before.model.context == before.data.context == 32
 
 
 @pytest.mark.parametrize(

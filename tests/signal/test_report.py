@@ -247,10 +247,12 @@ def test_changes_are_those_of_the_advice(made):
     ]
     assert found["stream_variance"] == pytest.approx(tuple(largest))
     ratios = [
-        t["decoder.0.attention.input"].backward.variance / t["decoder.output"].backward.variance
+        t["decoder.0.feed_forward.input"].backward.variance / t["decoder.output"].backward.variance
         for t in (one.predicted, one.advice[1].predicted)
     ]
     assert found["gradient_variance"] == pytest.approx(tuple(ratios))
+    shares = [sum(tap.share or 0.0 for tap in t.at("branch")) for t in (one.predicted, one.advice[1].predicted)]
+    assert found["branch_share"] == pytest.approx(tuple(shares))
 
 
 def test_an_advice_that_cures_nothing_else_still_makes_a_page(tmp_path):

@@ -62,7 +62,7 @@ def _look_into(model: nn.Module, path: str, module: nn.Module) -> Found | None:
         pass
     elif query is not None and first(names.FUSED_KEY_VALUE) is not None:  # cross attention of GPT-2
         key = value = first(names.FUSED_KEY_VALUE)
-    elif fused is not None:
+    elif fused is not None and not _state_space(module):
         query = key = value = fused
     else:
         return None
@@ -74,6 +74,11 @@ def _look_into(model: nn.Module, path: str, module: nn.Module) -> Found | None:
         return None
     core = path if output.startswith(f"{path}." if path else "") else path.rpartition(".")[0]
     return Found(core, path, query, key, value, output)
+
+
+def _state_space(module: nn.Module) -> bool:
+    """Whether a module mixes as Mamba does: `in_proj` and `out_proj` as attention has them, and a convolution."""
+    return any(isinstance(child, nn.Conv1d) for child in module.children())
 
 
 def _output(model: nn.Module, path: str, taken: set[str]) -> str | None:

@@ -117,6 +117,11 @@ class HuggingFaceRules(Rules):
             value = getattr(config, name, None)
             if value not in (None, False, 1.0):
                 self.assume(f"{self.family}: {text}; the description has no place for it")
+        if any("relative_attention_bias" in name for name, _ in self.model.named_parameters()):
+            self.assume(
+                f"{self.family}: the scores get a learned bias by relative position; the theory is without it, what is "
+                f"measured is with it"
+            )
 
 
 def recognises(model: nn.Module) -> bool:

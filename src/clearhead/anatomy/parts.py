@@ -7,6 +7,7 @@ The measurement, the prediction from weights, and the initialisations all read t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn as nn
@@ -44,9 +45,9 @@ class Matrix:
             return None
         return f"{self.path}.{self.bias_leaf}" if self.path else self.bias_leaf
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
-        """(out, in) of this part."""
+        """(out, in) of this part; read once, because a thousand layers ask for it often."""
         out, into = self.weight().shape
         return int(out), int(into)
 

@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
 
 from clearhead.attention.plugins import load_plugins
@@ -305,15 +306,20 @@ class AttentionSpec:
             return text
         if not isinstance(text, str):
             raise TypeError(f"attention: expected a string such as 'laser+selective' or an AttentionSpec, got {text!r}")
-        chosen: dict[str, Choice] = {}
-        for term in text.split("+"):
-            choice = _parse_term(term.strip(), text)
-            if choice.kind in chosen:
-                raise UserError(
-                    f"attention {text!r}: two values for {choice.kind}, {chosen[choice.kind]} and {choice}; keep one"
-                )
-            chosen[choice.kind] = choice
-        return cls(**chosen)  # type: ignore[arg-type]
+        return _parse(text)
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str) -> AttentionSpec:
+    chosen: dict[str, Choice] = {}
+    for term in text.split("+"):
+        choice = _parse_term(term.strip(), text)
+        if choice.kind in chosen:
+            raise UserError(
+                f"attention {text!r}: two values for {choice.kind}, {chosen[choice.kind]} and {choice}; keep one"
+            )
+        chosen[choice.kind] = choice
+    return AttentionSpec(**chosen)  # type: ignore[arg-type]
 
 
 def _parse_term(term: str, whole: str) -> Choice:

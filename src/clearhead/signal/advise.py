@@ -37,6 +37,11 @@ class Remedy:
     reason: str
 
 
+FOLDED = (
+    "The sums of this model stand in code that is left as it is, so the constants go into the branches: the stream "
+    "then grows by 1 / lambda^2 a branch, its gradient falls alike, and the norms before the branches take both out."
+)
+
 DEPTH = ("rank_collapse", "update_amplification", "vanishing_gradient", "exploding_gradient", "exploding_signal")
 
 REMEDIES: tuple[Remedy, ...] = (
@@ -127,10 +132,17 @@ def advise_model(
     segment_repetition: float = 1.0,
     output_gradient: GradientMoments | None = None,
     sequences: int = 1,
+    start: Callable[[Skeleton], Skeleton] | None = None,
 ) -> tuple[Advice, ...]:
-    """The same for a model that is not ours: each scheme is tried on a copy of it."""
+    """The same for a model that is not ours: each scheme is tried on a copy of it.
+
+    `start` puts into a description what only a measurement knows: the first stream of a model that reads no tokens.
+    """
+    from clearhead.anatomy.find import anatomy_of
     from clearhead.init.apply import init_
 
+    blocks = [block for stack in anatomy_of(model).stacks for block in stack.blocks]
+    pre_norm = any(sub.placement == "pre" for block in blocks for sub in block.sublayers)
     advice = []
     for remedy in _fitting(findings):
         if remedy.scheme is None:
@@ -139,9 +151,12 @@ def advise_model(
             trial = copy.deepcopy(model).train()
             init_(trial, remedy.scheme)
             skeleton = describe(trial, tokens=tokens, repetition=repetition, segment_repetition=segment_repetition)
+            skeleton = skeleton if start is None else start(skeleton)
         except UserError:  # a model whose residual sums the scheme cannot reach
             continue
         line = f'ch.init_(model, "{remedy.scheme}")'
+        if pre_norm and remedy.scheme == "deepscale":
+            remedy = dataclasses.replace(remedy, reason=f"{remedy.reason} {FOLDED}")
         advice.append(_tried(remedy, findings, skeleton, output_gradient, sequences, line, None))
     return _best(advice)
 

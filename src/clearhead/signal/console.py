@@ -16,9 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from clearhead.signal import view, words
-from clearhead.signal.findings import KINDS, Advice, Finding, Report
+from clearhead.signal.findings import Advice, Finding, Report
 
 COLOURS = {"untrainable": "bold red", "harmful": "yellow", "note": "cyan"}
+VERDICTS = {"untrainable": "bold red", "trainable": "bold green", "trained": "bold green"}
 SIGNS = {"untrainable": "!!", "harmful": "!", "note": "."}
 WIDE = 110
 """From so many columns on the table has one more quantity."""
@@ -55,7 +56,7 @@ def print_report(report: Report, console: Console) -> None:
     )
     if facts:
         console.print(Text(facts, style="dim"))
-    colour = "bold red" if report.verdict == "untrainable" else "bold green"
+    colour = VERDICTS.get(report.verdict, "bold cyan")
     console.print(Padding(Text(words.verdict_sentence(report), style=colour), (1, 0)))
     for stack in view.stacks_of(report):
         _layers(report, stack, console)
@@ -134,7 +135,7 @@ def _findings(report: Report, console: Console) -> None:
     table.add_column()
     for _, finding in words.by_severity(report.findings):
         colour = COLOURS.get(finding.severity, "")
-        title = words.capital(KINDS.get(finding.kind, finding.kind))
+        title = words.capital(words.title(finding, report))
         evidence = f"{words.capital(finding.evidence)} ({words.SOURCES.get(finding.source, finding.source)})"
         table.add_row(
             Text(f"  {SIGNS.get(finding.severity, '?'):<2} {finding.severity}", colour),

@@ -24,6 +24,7 @@ from clearhead.layers.residual import ProfiledOmegaSum
 from clearhead.models.build import build_head_scale, build_rule
 from clearhead.models.config import ModelConfig
 from clearhead.models.make import build_model
+from clearhead.signal.collector import uncollected
 from clearhead.signal.moments.embedding import zipf_repetition
 from clearhead.signal.skeleton import (
     AttentionShape,
@@ -40,6 +41,7 @@ SINUSOID_VARIANCE = 0.5
 """Mean square of a sine or cosine."""
 
 
+@uncollected()
 def describe(
     source: ModelConfig | nn.Module,
     *,

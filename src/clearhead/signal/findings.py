@@ -77,7 +77,8 @@ class Report:
     findings: tuple[Finding, ...]
     advice: tuple[Advice, ...]
     verdict: str
-    """trainable | untrainable: what the theory expects of a plain training run."""
+    """trainable | untrainable: what the theory expects of a plain training run. Of weights that are not a random
+    start's: trained (it predicts better than token frequencies do) | no forecast."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Of the model and the data: family, layers, width, parameters, tokens, batch, loss ..."""
 

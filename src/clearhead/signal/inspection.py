@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from clearhead.signal.advise import Command, advise_config, advise_model
 from clearhead.signal.describe import describe
 from clearhead.signal.findings import Advice, Finding, Report
 from clearhead.signal.measurement import measure
+from clearhead.signal.observed import observations, standing, token_ids
 from clearhead.signal.prediction import UNIT, predict_skeleton
+from clearhead.signal.skeleton import Embedding, Skeleton
 from clearhead.signal.trace import Trace
 from clearhead.signal.verdicts import judge, verdict_of, with_shares
 
@@ -85,11 +88,19 @@ def inspect(
         segment_repetition=segments,
         training=True if model is None else model.training,
     )
+    start = None
+    if model is not None and measured is not None:
+        start = partial(_from_measurement, model=model, measured=measured)
+    skeleton = skeleton if start is None else start(skeleton)
     predicted = predict_skeleton(skeleton, output_gradient=gradient, sequences=sequences)
     findings = judge(predicted)
+    verdict: str | None = None
+    shown: dict[str, float] = {}
     if measured is not None:
         measured = with_shares(measured, skeleton)
         findings = _merged(findings, judge(measured, reference=predicted))
+        if not isinstance(source, ModelConfig):  # what was built just now is a random start
+            verdict, shown = standing(batch, measured, findings)
 
     known: dict[str, Any] = {
         "tokens": skeleton.tokens,
@@ -99,24 +110,37 @@ def inspect(
         "sequences": sequences,
     }
     advice: tuple[Advice, ...] = ()
-    if model is not None and any(finding.kind == "off_theory" for finding in findings):
-        trained = "The weights are far from any random start, so no initialisation is advised; it would undo training."
-        predicted = replace(predicted, notes=(*predicted.notes, trained))
+    if verdict is not None:
+        findings = observations(findings)
+        kept = "the weights are not a random start's, so no initialisation is advised; it would undo training"
+        predicted = replace(predicted, notes=(*predicted.notes, kept))
     elif config is not None:
         advice = advise_config(config, findings, command=command, **known)
     elif model is not None and sum(p.numel() for p in model.parameters()) <= LARGEST_COPY:
-        advice = advise_model(unwrap(model), findings, **known)
+        advice = advise_model(unwrap(model), findings, start=start, **known)
     return Report(
         title=title or ("a config" if model is None else type(unwrap(model)).__name__),
         predicted=predicted,
         measured=measured,
         findings=findings,
         advice=advice,
-        verdict=verdict_of(findings),
-        facts=_facts(
-            config, model, measured, skeleton.width, skeleton.tokens, [len(s.layers) for s in skeleton.stacks]
-        ),
+        verdict=verdict or verdict_of(findings),
+        facts=_facts(config, model, measured, skeleton.width, skeleton.tokens, [len(s.layers) for s in skeleton.stacks])
+        | shown,
     )
+
+
+def _from_measurement(skeleton: Skeleton, *, model: nn.Module, measured: Trace) -> Skeleton:
+    """A stack without a table of tokens (pixels, sound) starts from what was measured: no theory leads to it."""
+    stacks, notes = [], list(skeleton.notes)
+    for stack, part in zip(skeleton.stacks, anatomy_of(model).stacks, strict=True):
+        first = next((tap.forward for tap in measured.stream(stack.name)), None)
+        if first is not None and first.variance > 0.0 and all(table.role != "token" for table in part.embeddings):
+            stack = replace(stack, embedding=Embedding((first.variance,), (max(0.0, first.correlation),)))
+            notes = [note for note in notes if not note.startswith(f"{stack.name}: no embedding table")]
+            notes.append(f"{stack.name}: reads no tokens; the theory starts from its measured first stream")
+        stacks.append(stack)
+    return replace(skeleton, stacks=tuple(stacks), notes=tuple(notes))
 
 
 def _merged(predicted: Sequence[Finding], measured: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -130,20 +154,21 @@ def _merged(predicted: Sequence[Finding], measured: Sequence[Finding]) -> tuple[
         replace(finding, source="both" if (finding.kind, finding.stack) in theory else "measured")
         for finding in measured
     ]
-    both += [replace(finding, severity="note") for key, finding in theory.items() if key not in seen]
+    both += [
+        replace(finding, severity="note", evidence=f"{finding.evidence} The measurement does not show it.")
+        for key, finding in theory.items()
+        if key not in seen
+    ]
     return tuple(sorted(both, key=lambda finding: GRAVITY.index(finding.severity)))
 
 
 def _repetitions(batch: Any) -> tuple[float | None, float]:
     """How often two tokens, and two segments, of a sequence are equal; None where the batch holds no token ids."""
-    ids, segments, valid = batch, None, None
+    ids, segments, valid = token_ids(batch), None, None
     if isinstance(batch, Mapping):
-        ids = next((batch[name] for name in ("input_ids", "tokens", "source") if name in batch), None)
         segments = batch.get("token_type_ids")
         valid = next((batch[name] for name in ("attention_mask", "valid", "source_valid") if name in batch), None)
-    elif isinstance(batch, tuple):
-        ids = batch[0] if batch else None
-    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
+    if ids is None:
         return None, 1.0
     mask = None if not isinstance(valid, Tensor) or valid.shape != ids.shape else valid.bool().cpu().numpy()
     repeated = batch_repetition(ids.cpu().numpy(), mask)

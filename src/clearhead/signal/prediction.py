@@ -6,8 +6,11 @@ Each step is a function of `clearhead.signal.moments`; this file only knows in w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
+from clearhead.signal.collector import uncollected
 from clearhead.signal.moments.attention import AttentionMoments, attention
 from clearhead.signal.moments.attention_backward import AttentionGradients, attention_backward
 from clearhead.signal.moments.dropout import dropout, dropout_backward
@@ -33,6 +36,7 @@ Gradient = GradientMoments | PositionGradient
 """What travels back: two numbers for all tokens, or, in a causal stack, numbers by token."""
 
 
+@uncollected()
 def predict_skeleton(
     skeleton: Skeleton, *, output_gradient: GradientMoments = UNIT, sequences: int = 1, source: str = "predicted"
 ) -> Trace:
@@ -92,7 +96,8 @@ class _Pass:
     stack: Stack
     skeleton: Skeleton
     context: Moments | None
-    taps: list[Tap] = field(default_factory=list)
+    drafts: list[dict[str, Any]] = field(default_factory=list)
+    """The taps' fields while they are being filled."""
     steps: list[list[_Step]] = field(default_factory=list)
     last: Moments | None = None
     omega: float = 1.0
@@ -124,7 +129,7 @@ class _Pass:
     def backward(self, g: GradientMoments, sequences: int) -> GradientMoments | None:
         """Fill in the gradients; return the gradient by the context, if any sub-layer read it."""
         by_context: GradientMoments | None = None
-        self._give(self._index("output", "output"), g)
+        self._give(self._index("output"), g)
         flow: Gradient = PositionGradient.even(self.skeleton.tokens, g) if self._causal else g
         for layer in reversed(self.steps):
             if self.stack.parallel:
@@ -144,17 +149,22 @@ class _Pass:
                 self._give(step.taps["input"], flow)
                 if wanted is not None:
                     by_context = wanted if by_context is None else by_context + wanted
-        self._give(self._index("embedding", "embedding"), flow)
+        self._give(self._index("embedding"), flow)
         return by_context
 
     def behind_final_norm(self, g: GradientMoments) -> GradientMoments:
         """From the gradient by what the stack hands on to the gradient by its last stream."""
         if self.stack.final_norm is None or self.last is None:
             return g
-        self._give(self._index("output", "normed"), g)
+        self._give(self._index("normed"), g)
         return normalise_backward(g, self.last, LIMIT, self.stack.final_norm)
 
     @property
+    def taps(self) -> list[Tap]:
+        """What was found so far."""
+        return [Tap(**draft) for draft in self.drafts]
+
+    @cached_property
     def _causal(self) -> bool:
         return any(_is_causal(sublayer) for layer in self.stack.layers for sublayer in layer)
 
@@ -263,19 +273,20 @@ class _Pass:
     def _tap(self, layer: int | None, part: str, place: str, forward: Moments) -> int:
         stack = self.stack.name
         name = f"{stack}.{place}" if layer is None else f"{stack}.{layer}.{part}.{place}"
-        self.taps.append(Tap(name, stack, layer, part, place, forward))
-        return len(self.taps) - 1
-
-    def _index(self, part: str, place: str) -> int:
-        return next(
-            i for i, tap in enumerate(self.taps) if tap.layer is None and tap.part == part and tap.place == place
+        self.drafts.append(
+            {"name": name, "stack": stack, "layer": layer, "part": part, "place": place, "forward": forward}
         )
+        return len(self.drafts) - 1
+
+    def _index(self, place: str) -> int:
+        """Of a place of the whole stack."""
+        return next(i for i, draft in enumerate(self.drafts) if draft["layer"] is None and draft["place"] == place)
 
     def _give(self, index: int, g: Gradient) -> None:
         self._change(index, backward=_moments(g))
 
     def _change(self, index: int, **values: object) -> None:
-        self.taps[index] = replace(self.taps[index], **values)  # type: ignore[arg-type]
+        self.drafts[index].update(values)
 
 
 def _is_causal(sublayer: SubLayer) -> bool:
@@ -330,10 +341,6 @@ def _by_position(g: PositionGradient, forward: AttentionMoments, found: Attentio
     gain = shape.output.fan_out * shape.output.variance * shape.heads * shape.head_dim * shape.value.variance
     temperature = forward.setting.temperature
     mean2 = temperature.value_mean**2
-    own = PositionGradient(
-        values.groups,
-        values.variance_a * gain * (mean2 + temperature.value_variance),
-        values.covariance_ab * gain * mean2,
-    )
+    own = values.times(GradientMoments(gain * (mean2 + temperature.value_variance), gain * mean2))
     # A query's gradient is that of its own output; keys are read as values are.
-    return own + g.shaped(found.query_path) + own.shaped(found.key_path)
+    return own.plus(found.query_path, g).plus(found.key_path, own)

@@ -15,7 +15,7 @@ from typing import Any
 from clearhead import _page
 from clearhead._page import DASHES, PALETTE, SYMBOLS, embedded, write
 from clearhead.signal import view, words
-from clearhead.signal.findings import KINDS, Report
+from clearhead.signal.findings import Report
 from clearhead.signal.stored import NAME, plain, to_json
 
 PAGE = "report.html"
@@ -124,7 +124,7 @@ def render(report: Report) -> str:
         glossary=[quantity for quantity in view.QUANTITIES if quantity.meaning],
         quantities=view.BY_KEY,
         forms=FORM_OF,
-        kinds=KINDS,
+        ours=isinstance(report.facts.get("init"), str),
         words=words,
         palette=PALETTE,
         styles=_styles(report),
@@ -199,7 +199,7 @@ def _headings(stacks: list[dict[str, Any]]) -> list[dict[str, str]]:
 def _after(trace: Any, stack: str) -> dict[str, Any]:
     """Return the curves that the theory gives a stack after an advice."""
     rows = [row for row in view.rows_of({"predicted": trace}, stack) if row.x is not None]
-    keys = ("stream_variance", "sum_variance", "branch_variance", "correlation", "gradient_variance")
+    keys = ("stream_variance", "sum_variance", "branch_variance", "branch_share", "correlation", "gradient_variance")
     return {
         "x": [row.x for row in rows],
         "part": [row.part for row in rows],
@@ -209,7 +209,7 @@ def _after(trace: Any, stack: str) -> dict[str, Any]:
 
 def _marks(report: Report, stack: str) -> list[dict[str, Any]]:
     return [
-        {"depth": finding.depth, "figures": MARKED.get(finding.kind, ()), "words": finding.kind.replace("_", " ")}
+        {"depth": finding.depth, "figures": MARKED.get(finding.kind, ()), "words": words.mark(finding, report)}
         for finding in report.findings
         if finding.stack == stack and finding.depth is not None
     ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from clearhead.signal.findings import Finding
 from clearhead.signal.skeleton import Skeleton
 from clearhead.signal.trace import Tap, Trace
+from clearhead.signal.words import number
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,17 @@ def with_shares(trace: Trace, skeleton: Skeleton) -> Trace:
     """A measured trace with the branches' shares, from the streams before and after each sum and its constants.
 
     share = 1 - stream_scale^2 var(before) / var(sum), which holds while stream and branch are uncorrelated, as they are
-    at the start of training.
+    at the start of training. Where a branch takes away from the stream, so that the sum is the smaller, it is the
+    branch's own variance over the sum's, at most 1.
     """
     taps = list(trace.taps)
     places = {tap.name: index for index, tap in enumerate(taps)}
     for stack in skeleton.stacks:
         names = [(f"{stack.name}.{layer}.{sub.part}", sub) for layer, subs in enumerate(stack.layers) for sub in subs]
-        for number, (name, sub) in enumerate(names):
+        for place, (name, sub) in enumerate(names):
             after = f"{name}.sum" if sub.placement == "post" else f"{stack.name}.output"
-            if sub.placement == "pre" and number + 1 < len(names):
-                after = f"{names[number + 1][0]}.input"
+            if sub.placement == "pre" and place + 1 < len(names):
+                after = f"{names[place + 1][0]}.input"
             if not {f"{name}.input", f"{name}.branch", after} <= places.keys() or sub.stream_scale is None:
                 continue
             before_tap, sum_tap = taps[places[f"{name}.input"]].forward, taps[places[after]].forward
@@ -98,7 +100,10 @@ def with_shares(trace: Trace, skeleton: Skeleton) -> Trace:
                 continue
             kept = sub.stream_scale**2 * before_tap.variance / sum_tap.variance
             index = places[f"{name}.branch"]
-            taps[index] = replace(taps[index], share=min(1.0, max(0.0, 1.0 - kept)))
+            own, share = taps[index].forward, 1.0 - kept
+            if share <= 0.0 and own is not None:
+                share = sub.branch_scale**2 * own.variance / sum_tap.variance
+            taps[index] = replace(taps[index], share=min(1.0, max(0.0, share)))
     return replace(trace, taps=tuple(taps))
 
 
@@ -182,8 +187,8 @@ class _Judge:
                 break
         word = "grows" if ratio > 1.0 else "shrinks"
         evidence = (
-            f"the gradient's variance {word} by {size:.3g} from the last to the first layer of the {self.stack} "
-            f"(a fault above {limit:g}, crossed at layer {_layer(depth)} on the way down)."
+            f"the gradient's variance {word} by {number(size)} from the last to the first layer of the {self.stack} "
+            f"(a fault above {number(limit)}, crossed at layer {_layer(depth)} on the way down)."
         )
         return [self.finding(kind, severity, depth, size, limit, evidence)]
 
@@ -198,8 +203,8 @@ class _Judge:
         limit = self.t.stream_growth_harmful
         depth = next((tap.layer for tap in points if tap.forward and tap.forward.variance > limit * first), None)
         evidence = (
-            f"the stream's variance grows from {first:.3g} behind the first layer to {last:.3g} at the end, "
-            f"{growth:.3g} times, so each later layer changes it less."
+            f"the stream's variance grows from {number(first)} behind the first layer to {number(last)} at the end, "
+            f"{number(growth)} times, so each later layer changes it less."
         )
         return [self.finding("exploding_signal", "harmful", depth, growth, limit, evidence)]
 
@@ -283,8 +288,8 @@ class _Judge:
             return []
         size, tap = worst
         evidence = (
-            f"at {tap.name} the measured variance differs from the predicted one by a factor of {size:.3g}; the theory "
-            f"describes independent random weights, which trained weights are not."
+            f"at {tap.name} the measured variance differs from the predicted one by a factor of {number(size)}; the "
+            f"theory describes independent random weights, which trained weights are not."
         )
         return [self.finding("off_theory", "note", tap.layer, size, self.t.off_theory, evidence)]
 

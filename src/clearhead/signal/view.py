@@ -277,10 +277,20 @@ def _last(key: str) -> Callable[[list[Row]], float | None]:
     return read
 
 
-def _first_by_last(key: str) -> Callable[[list[Row]], float | None]:
+def _sum(key: str) -> Callable[[list[Row]], float | None]:
     def read(rows: list[Row]) -> float | None:
         values = _values(rows, key)
-        return _divided(values[0], values[-1]) if values else None
+        return sum(values) if values else None
+
+    return read
+
+
+def _first_by_last(key: str) -> Callable[[list[Row]], float | None]:
+    """Behind the first branch, as the verdicts have it: a norm that divides a small embedding is no fault of depth."""
+
+    def read(rows: list[Row]) -> float | None:
+        values = _values(rows, key)
+        return _divided(values[1], values[-1]) if len(values) > 1 else None
 
     return read
 
@@ -288,7 +298,8 @@ def _first_by_last(key: str) -> Callable[[list[Row]], float | None]:
 SUMMARIES: tuple[tuple[str, str, Callable[[list[Row]], float | None]], ...] = (
     ("stream_variance", "largest stream variance", _largest("stream_variance")),
     ("correlation", "token correlation at the output", _last("correlation")),
-    ("gradient_variance", "gradient variance, first layer / output", _first_by_last("gradient_variance")),
+    ("branch_share", "sum of the branches' shares", _sum("branch_share")),
+    ("gradient_variance", "gradient variance, behind the first branch / output", _first_by_last("gradient_variance")),
     ("score_deviation", "largest score spread", _largest("score_deviation")),
 )
 """Key, title and formula of what an advice changes."""

@@ -29,6 +29,62 @@ MEANING = {
 }
 """What each kind of finding means, for a person who does not know the theory."""
 
+OBSERVED = {
+    "exploding_signal": (
+        "the residual stream grows by orders of magnitude",
+        "stream grows",
+        "Common in trained models: from some layer on a few features are very large, and the norms before the branches "
+        "take the size out again. Keep it in mind for low precision and quantisation.",
+    ),
+    "vanishing_gradient": (
+        "the gradient is smaller at the first layers",
+        "gradient shrinks",
+        "Further training with one plain rate would move the first layers least. Adam's steps do not depend on a "
+        "gradient's size.",
+    ),
+    "exploding_gradient": (
+        "the gradient is larger at the first layers",
+        "gradient grows",
+        "Further training with one plain rate would move the first layers most. Adam's steps do not depend on a "
+        "gradient's size.",
+    ),
+    "update_amplification": (
+        "the branches make up much of the sums that they enter",
+        "shares add up",
+        "A small change of all weights changes the answer by that much: a reason for small learning rates in "
+        "fine-tuning.",
+    ),
+    "rank_collapse": (
+        "the tokens share most of their state",
+        "tokens alike",
+        "What they share may be a constant that the head takes no notice of. Of a model that predicts well it says "
+        "nothing bad.",
+    ),
+    "attention_saturation": (
+        "some layers give most of their attention to one token",
+        "one token",
+        "Common in trained models: heads that find nothing to look for rest on one token, often the first. Little "
+        "gradient passes through such rows.",
+    ),
+    "silent_branches": (
+        "the last branches add little to the stream",
+        "small branches",
+        "Little in variance need not be little in effect: a branch may write where the others do not.",
+    ),
+    "dead_matrix": (
+        "a matrix gets almost no gradient",
+        "little gradient",
+        "On this batch further training would hardly move it.",
+    ),
+    "off_theory": (
+        "measured and predicted differ",
+        "off theory",
+        "The theory describes independent random weights of these sizes. These weights work together, as weights do "
+        "after training.",
+    ),
+}
+"""Kind of finding -> title, mark in a figure, and meaning, where the weights are not a random start's."""
+
 BACKWARD = ("vanishing_gradient", "exploding_gradient")
 """Kinds that set in on the way back, and so concern the layers before."""
 
@@ -53,6 +109,8 @@ def verdict_sentence(report: Report) -> str:
     if report.verdict == "untrainable":
         reasons = _listed(_distinct(f"{KINDS.get(f.kind, f.kind)}{_whereabouts(f, report)}" for f in worst))
         return f"Not expected to train{': ' if reasons else ''}{reasons}{_repair(report)}."
+    if observed(report):
+        return _standing(report)
     if report.verdict != "trainable":
         raise ValueError(f"verdict: expected trainable or untrainable, got {report.verdict!r}")
     if worst:
@@ -62,6 +120,29 @@ def verdict_sentence(report: Report) -> str:
         kinds = _listed(_distinct(KINDS.get(f.kind, f.kind) for f in harmful))
         return f"Expected to train, though not at its best: {kinds}{_repair(report)}."
     return "Expected to train: no fault was found."
+
+
+def observed(report: Report) -> bool:
+    """Whether the weights are not a random start's, so that findings are observations."""
+    return report.verdict in ("trained", "no forecast")
+
+
+def title(finding: Finding, report: Report) -> str:
+    """Name a finding."""
+    known = OBSERVED.get(finding.kind) if observed(report) else None
+    return known[0] if known else KINDS.get(finding.kind, finding.kind)
+
+
+def mark(finding: Finding, report: Report) -> str:
+    """Name a finding in two words, for a figure."""
+    known = OBSERVED.get(finding.kind) if observed(report) else None
+    return known[1] if known else finding.kind.replace("_", " ")
+
+
+def meaning(finding: Finding, report: Report) -> str:
+    """Say what a finding means; empty for an unknown kind."""
+    known = OBSERVED.get(finding.kind) if observed(report) else None
+    return known[2] if known else MEANING.get(finding.kind, "")
 
 
 def location(finding: Finding) -> str:
@@ -150,6 +231,17 @@ def label(key: str) -> str:
 def _exponent(text: str) -> str:
     mantissa, exponent = text.split("e")
     return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+
+
+def _standing(report: Report) -> str:
+    broken = ", but it holds values that are not finite" if any(f.kind == "not_finite" for f in report.findings) else ""
+    if report.verdict == "no forecast":
+        return f"No forecast: these weights are not a random start's; what differs is described, not judged{broken}."
+    loss, chance = (number(report.facts.get(name)) for name in ("loss", "frequency_loss"))
+    return (
+        f"A trained model that works: its loss here is {loss} nats a token, where token frequencies alone give {chance}"
+        f"{broken}."
+    )
 
 
 def _distinct(words: Iterable[str]) -> list[str]:

@@ -32,6 +32,8 @@ from clearhead.signal.moments.types import GradientMoments
 
 Array = npt.NDArray[np.float64]
 
+ONE = GradientMoments(1.0, 1.0)
+
 GROUPS = 64
 """Most groups that are kept; up to so many tokens nothing is approximated by grouping."""
 
@@ -66,6 +68,11 @@ class Groups:
     def wide_ab(self) -> Array:
         """`reads_ab` summed over the queries of a group."""
         return self.reads_ab * self.size_a
+
+    @cached_property
+    def reads2_ab(self) -> Array:
+        """`reads_ab` squared."""
+        return self.reads_ab**2
 
     @cached_property
     def flat(self) -> float:
@@ -142,11 +149,18 @@ class Profile:
 
 @dataclass(frozen=True, eq=False)
 class PositionGradient:
-    """Gradient moments by token: V_a = E g^2 of a token of group a, C_ab = E g_t g_s of two different tokens."""
+    """Gradient moments by token: V_a = E g^2 of a token of group a, C_ab = E g_t g_s of two different tokens.
+
+    Kept as two arrays and a factor on each, so that what multiplies all tokens alike touches no array.
+    """
 
     groups: Groups
-    variance_a: Array
-    covariance_ab: Array
+    bare_a: Array
+    bare_ab: Array
+    gain: GradientMoments = ONE
+    """V = gain.variance * bare_a, C = gain.covariance * bare_ab."""
+    known: GradientMoments | None = None
+    """The means, where they follow from those of what this was made of."""
 
     @classmethod
     def even(cls, tokens: int, g: GradientMoments) -> PositionGradient:
@@ -156,34 +170,75 @@ class PositionGradient:
         return cls(groups, np.full(count, g.variance), np.full((count, count), g.covariance))
 
     @cached_property
+    def variance_a(self) -> Array:
+        """V."""
+        return self.bare_a * self.gain.variance
+
+    @cached_property
+    def covariance_ab(self) -> Array:
+        """C."""
+        return self.bare_ab * self.gain.covariance
+
+    @cached_property
     def moments(self) -> GradientMoments:
         """Means over tokens and over pairs of different tokens."""
-        groups = self.groups
-        variance = float(groups.size_a @ self.variance_a) / groups.tokens
-        return GradientMoments(variance, float(np.vdot(groups.pairs_ab, self.covariance_ab)))
+        if self.known is not None:
+            return self.known
+        groups, gain = self.groups, self.gain
+        variance = float(groups.size_a @ self.bare_a) / groups.tokens
+        covariance = float(np.vdot(groups.pairs_ab, self.bare_ab))
+        return GradientMoments(variance * gain.variance, covariance * gain.covariance)
 
     def through(self, backward: Callable[[GradientMoments], GradientMoments]) -> PositionGradient:
         """Behind a map that acts on each token alone: its gains on variance and covariance, at every token."""
-        gain = backward(GradientMoments(1.0, 1.0))
-        return PositionGradient(self.groups, self.variance_a * gain.variance, self.covariance_ab * gain.covariance)
+        return self.times(backward(ONE))
+
+    def times(self, by: GradientMoments) -> PositionGradient:
+        """With variances and covariances multiplied."""
+        gain, mean = self.gain, self.moments
+        return PositionGradient(
+            self.groups,
+            self.bare_a,
+            self.bare_ab,
+            GradientMoments(gain.variance * by.variance, gain.covariance * by.covariance),
+            GradientMoments(mean.variance * by.variance, mean.covariance * by.covariance),
+        )
 
     def divided(self, profile: Profile) -> PositionGradient:
         """Behind a norm whose input has this profile: its own variance at each token, not the mean, divides."""
         root = np.sqrt(profile.share_a)
         return PositionGradient(
-            self.groups, self.variance_a / profile.share_a, self.covariance_ab / np.outer(root, root)
+            self.groups, self.bare_a / profile.share_a, self.bare_ab / (root[:, None] * root), self.gain
         )
 
     def __add__(self, other: PositionGradient) -> PositionGradient:
         return PositionGradient(
-            self.groups, self.variance_a + other.variance_a, self.covariance_ab + other.covariance_ab
+            self.groups,
+            self.variance_a + other.variance_a,
+            self.covariance_ab + other.covariance_ab,
+            known=self.moments + other.moments,
+        )
+
+    def plus(self, g: GradientMoments, shape: PositionGradient) -> PositionGradient:
+        """With `g` added: its variance spread over the tokens as in `shape`, its covariance evenly."""
+        return PositionGradient(
+            self.groups,
+            self.variance_a + shape._spread_a * g.variance,
+            self.covariance_ab + g.covariance,
+            known=self.moments + g,
         )
 
     def shaped(self, g: GradientMoments) -> PositionGradient:
         """`g` on the mean, its variance spread over the tokens as here, its covariance evenly."""
+        return PositionGradient(
+            self.groups, self._spread_a * g.variance, np.full_like(self.bare_ab, g.covariance), known=g
+        )
+
+    @cached_property
+    def _spread_a(self) -> Array:
+        """The variance by token, over its mean."""
         mean = self.moments.variance
-        shape = self.variance_a / mean if mean > 0.0 else np.ones_like(self.variance_a)
-        return PositionGradient(self.groups, shape * g.variance, np.full_like(self.covariance_ab, g.covariance))
+        return self.variance_a / mean if mean > 0.0 else np.ones_like(self.bare_a)
 
     def through_values(
         self, *, squares: float, overlap: float, dropped: float = 0.0, sum_square: float = 1.0, sum_overlap: float = 1.0
@@ -208,12 +263,14 @@ class PositionGradient:
 
         wide_ab = groups.wide_ab
         scaled_ab = self.covariance_ab / groups.seen_ab
-        pairs_ab = wide_ab @ scaled_ab @ wide_ab.T
-        pairs_ab -= (reads * (size * np.diag(scaled_ab))) @ reads.T  # a query is not a pair with itself
         own_a = np.divide(
             size * self.variance_a * others_a, seen * (seen - 1.0), out=np.zeros_like(seen), where=seen > 1.0
         )
-        own_ab = (reads * own_a) @ reads.T
+        # A query is not a pair with itself: its own covariance is taken out again, beside what its row brings alone.
+        itself_a = size * np.diag(scaled_ab)
+        pairs_ab = wide_ab @ scaled_ab @ wide_ab.T
         variance_a = wide_ab @ (self.variance_a * squares_a / seen)
-        variance_a = variance_a + overlap / groups.flat_overlap * np.diag(pairs_ab)
-        return PositionGradient(groups, variance_a, own_ab + sum_overlap * pairs_ab)
+        variance_a += overlap / groups.flat_overlap * (np.diag(pairs_ab) - groups.reads2_ab @ itself_a)
+        covariance_ab = sum_overlap * pairs_ab
+        covariance_ab += (reads * (own_a - sum_overlap * itself_a)) @ reads.T
+        return PositionGradient(groups, variance_a, covariance_ab)

@@ -321,14 +321,15 @@ class Overlap:
     def value(self, rho: Array) -> Array:
         """E sum_j a_j b_j at correlation `rho`."""
         flat, first, second, third = self.orders
-        tail = self.tail * rho**4 * (1.0 - self.ratio) / (1.0 - self.ratio * rho)
+        square = rho * rho  # numpy's fourth power is twenty times as slow as a product
+        tail = self.tail * (square * square) * (1.0 - self.ratio) / (1.0 - self.ratio * rho)
         return flat + rho * (first + rho * (second + rho * third)) + tail
 
     def slope(self, rho: Array) -> Array:
         """The derivative by rho, s^2 E tr(J_a J_b)."""
         _, first, second, third = self.orders
         below = 1.0 - self.ratio * rho
-        tail = self.tail * rho**3 * (1.0 - self.ratio) * (4.0 * below + self.ratio * rho) / below**2
+        tail = self.tail * (rho * rho * rho) * (1.0 - self.ratio) * (4.0 * below + self.ratio * rho) / (below * below)
         return first + rho * (2.0 * second + 3.0 * rho * third) + tail
 
     def mean(self, rho: Array) -> Array:
