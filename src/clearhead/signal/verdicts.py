@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from clearhead.signal.findings import Finding
+from clearhead.signal.moments.dropout import dropout
 from clearhead.signal.skeleton import Skeleton
 from clearhead.signal.trace import Tap, Trace
 from clearhead.signal.words import number
@@ -79,11 +80,10 @@ def verdict_of(findings: Iterable[Finding]) -> str:
 
 
 def with_shares(trace: Trace, skeleton: Skeleton) -> Trace:
-    """A measured trace with the branches' shares, from the streams before and after each sum and its constants.
+    """A measured trace with the branches' shares: what each brings of the variance of the sum that it enters.
 
-    share = 1 - stream_scale^2 var(before) / var(sum), which holds while stream and branch are uncorrelated, as they are
-    at the start of training. Where a branch takes away from the stream, so that the sum is the smaller, it is the
-    branch's own variance over the sum's, at most 1.
+    share = branch_scale^2 var(dropout(branch)) / var(sum), at most 1. Not 1 - stream_scale^2 var(before) / var(sum): the
+    two agree in the mean, but where shares are small, chance correlations of stream and branch drown them.
     """
     taps = list(trace.taps)
     places = {tap.name: index for index, tap in enumerate(taps)}
@@ -93,17 +93,14 @@ def with_shares(trace: Trace, skeleton: Skeleton) -> Trace:
             after = f"{name}.sum" if sub.placement == "post" else f"{stack.name}.output"
             if sub.placement == "pre" and place + 1 < len(names):
                 after = f"{names[place + 1][0]}.input"
-            if not {f"{name}.input", f"{name}.branch", after} <= places.keys() or sub.stream_scale is None:
+            if not {f"{name}.branch", after} <= places.keys():
                 continue
-            before_tap, sum_tap = taps[places[f"{name}.input"]].forward, taps[places[after]].forward
-            if before_tap is None or sum_tap is None or not sum_tap.variance > 0.0:
-                continue
-            kept = sub.stream_scale**2 * before_tap.variance / sum_tap.variance
             index = places[f"{name}.branch"]
-            own, share = taps[index].forward, 1.0 - kept
-            if share <= 0.0 and own is not None:
-                share = sub.branch_scale**2 * own.variance / sum_tap.variance
-            taps[index] = replace(taps[index], share=min(1.0, max(0.0, share)))
+            branch, total = taps[index].forward, taps[places[after]].forward
+            if branch is None or total is None or not total.variance > 0.0:
+                continue
+            added = dropout(branch, sub.dropout if skeleton.training else 0.0)
+            taps[index] = replace(taps[index], share=min(1.0, sub.branch_scale**2 * added.variance / total.variance))
     return replace(trace, taps=tuple(taps))
 
 

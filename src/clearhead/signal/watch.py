@@ -106,7 +106,8 @@ def _absolute(record: Record) -> Iterable[tuple[str, str]]:
             yield (
                 f"{name} collapse",
                 f"step {step}: rank collapse in the {name}: the tokens' correlation is "
-                f"{stack['correlation'][layer]:.3f} at layer {layer} of {len(stack['correlation']) - 1}",
+                f"{stack['correlation'][layer]:.3f} at layer {layer} of {len(stack['correlation']) - 1} (a sound run "
+                f"may pass through this while it learns no more than how frequent each token is)",
             )
         if stack["entropy"] and min(stack["entropy"]) < SATURATED:
             layer = _first(stack["entropy"], lambda h: h < SATURATED)

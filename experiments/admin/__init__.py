@@ -1,0 +1,1 @@
+"""Admin: how depth amplifies a small change of the weights, and whether 18 + 18 Post-LN layers learn to translate."""

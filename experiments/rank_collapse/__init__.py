@@ -1,0 +1,1 @@
+"""Rank collapse and the growth of attention scores, predicted and measured."""
