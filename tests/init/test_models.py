@@ -238,9 +238,10 @@ def test_a_plan_that_misses_or_doubles_a_parameter_is_an_error():
         check_once(parameters, [Piece("nobody.weight", "", pieces[0].draw, ""), *pieces])
 
 
-def test_the_meta_device_is_left_alone():
+@pytest.mark.parametrize("feed_forward", ["swiglu", "gelu", "relu"])
+def test_the_meta_device_is_left_alone(feed_forward):
     with torch.device("meta"):
-        model = build_model(ModelConfig(init="deepscale", **SMALL))
+        model = build_model(ModelConfig(**{"init": "deepscale", **SMALL, "feed_forward": feed_forward}))
         admin = build_model(ModelConfig(init="admin", norm_placement="post", admin_omega="predicted", **SMALL))
     assert all(p.is_meta for m in (model, admin) for p in m.parameters())
 

@@ -59,7 +59,7 @@ def activation_name(function: Any) -> str | None:
     """
     if not callable(function) or isinstance(function, nn.Dropout | type):
         return None
-    x = torch.linspace(-3.0, 3.0, 25)
+    x = torch.linspace(-3.0, 3.0, 25, device="cpu")  # also while a model is built on the meta device
     try:
         with torch.no_grad():
             y = function(x)

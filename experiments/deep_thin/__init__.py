@@ -1,0 +1,1 @@
+"""Deep and thin against shallow and wide at equal parameters; see README.md."""
