@@ -82,8 +82,8 @@ def verdict_of(findings: Iterable[Finding]) -> str:
 def with_shares(trace: Trace, skeleton: Skeleton) -> Trace:
     """A measured trace with the branches' shares: what each brings of the variance of the sum that it enters.
 
-    share = branch_scale^2 var(dropout(branch)) / var(sum), at most 1. Not 1 - stream_scale^2 var(before) / var(sum): the
-    two agree in the mean, but where shares are small, chance correlations of stream and branch drown them.
+    share = branch_scale^2 var(dropout(branch)) / var(sum), at most 1. Not 1 - stream_scale^2 var(before) / var(sum):
+    the two agree in the mean, but where shares are small, chance correlations of stream and branch drown them.
     """
     taps = list(trace.taps)
     places = {tap.name: index for index, tap in enumerate(taps)}
