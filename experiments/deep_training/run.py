@@ -69,7 +69,7 @@ GRID = (
     Arm("post", "admin", layers=192, steps=400),
 )
 """Each at every one of RATES."""
-THOUSAND = (Arm("post", "deepscale", layers=1000, lr=1e-4), Arm("pre", "deepscale", layers=1000, lr=1e-4))
+THOUSAND = (Arm("post", "deepscale", layers=1000, lr=1e-4),)
 QUICK = (Arm("post", "xavier", layers=24, steps=60), Arm("post", "deepscale", layers=24, steps=60, lr=1e-3))
 
 
