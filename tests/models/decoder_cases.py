@@ -22,7 +22,7 @@ CASES = [
     *[{"attention": "softmax+selective", "position": position, "kv_heads": 2} for position in POSITIONS],
     *[
         {"attention": spec, "position": "t5", "relative_buckets": 6, "relative_max_distance": 9}
-        for spec in ("softmax", "laser", "self_adjust+window:5")
+        for spec in ("softmax", "laser", "self_adjust+window:5", "laser+bigbird:block_size=2,random_blocks=1")
     ],
     {"attention": "softmax", "position": "learned", "embedding_norm": True, "norm_placement": "post"},
     {"attention": "laser+selective", "position": "alibi", "qk_norm": True, "norm_placement": "post", "norm": "layer"},

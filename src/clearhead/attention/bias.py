@@ -154,13 +154,16 @@ class DenseBias(Bias):
         return part[..., rows.key] if part.shape[-1] > 1 else part
 
     def accumulate(self, gradients: list[Tensor], rows: Rows, gradient_bhnm: Tensor) -> None:
-        """See `Bias.accumulate`; broadcast dimensions are summed. Rows and columns of a block are contiguous."""
+        """See `Bias.accumulate`; broadcast dimensions are summed. Rows of a block are a run, columns may have gaps."""
         target = gradients[0]
         summed = [d for d in range(4) if target.shape[d] == 1]
         part = gradient_bhnm.sum(dim=summed, keepdim=True) if summed else gradient_bhnm
         first_row, first_key = int(rows.query[0]), int(rows.key[0])
         if target.shape[-2] > 1:
             target = target[..., first_row : first_row + rows.query.numel(), :]
+        if target.shape[-1] > 1 and rows.listed:
+            target.index_add_(-1, rows.key, part.to(target.dtype))
+            return
         if target.shape[-1] > 1:
             target = target[..., first_key : first_key + rows.key.numel()]
         target += part.to(target.dtype)

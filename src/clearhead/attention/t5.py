@@ -62,7 +62,7 @@ def relative_bucket(distance: Tensor, *, buckets: int, max_distance: int, bidire
 
 @dataclass(frozen=True, eq=False)
 class T5Bias(Bias):
-    """See the top of this file. `table` is [h, u]; rows and columns of a block are contiguous."""
+    """See the top of this file. `table` is [h, u]."""
 
     table: Tensor
     max_distance: int = 128
@@ -105,24 +105,35 @@ class T5Bias(Bias):
         steps_l = torch.arange(n + m - 1, device=rows.key.device)
         corner = rows.key[0] - rows.query[-1]
         offset = rows.offset[:, None] if isinstance(rows.offset, Tensor) else rows.offset
-        distance = corner + steps_l[None] - offset
+        return self._bucket(corner + steps_l[None] - offset)
+
+    def _bucket(self, distance: Tensor) -> Tensor:
         return relative_bucket(
             distance, buckets=self.table.shape[1], max_distance=self.max_distance, bidirectional=self.bidirectional
         )
 
+    def _each(self, rows: Rows) -> Tensor:
+        """The bucket of each pair, [1|b, n', m']: for columns with gaps, whose diagonals are no runs."""
+        return self._bucket((rows.keys() - rows.positions())[:, 0])
+
     def block(self, rows: Rows) -> Tensor:
         """See `Bias.block`: row i reads the diagonals n' - 1 - i, ..., n' - 1 - i + m' - 1."""
+        if rows.listed:
+            return self.table[:, self._each(rows)].transpose(0, 1)
         values_hbl = self.table[:, self._buckets(rows)]
         return values_hbl.transpose(0, 1).unfold(-1, rows.key.numel(), 1).flip(2)
 
     def accumulate(self, gradients: list[Tensor], rows: Rows, gradient_bhnm: Tensor) -> None:
         """See `Bias.accumulate`: each row is shifted to its place, so that diagonals become columns to sum."""
-        bucket_bl = self._buckets(rows)
+        bucket_bl = self._each(rows).flatten(1) if rows.listed else self._buckets(rows)
         if bucket_bl.shape[0] == 1:
             gradient_bhnm = gradient_bhnm.sum(dim=0, keepdim=True)
         b, h, n, m = gradient_bhnm.shape
-        padded = F.pad(gradient_bhnm.flip(2), (0, n)).flatten(2)[..., : n * (n + m - 1)]
-        sums_bhl = padded.view(b, h, n, n + m - 1).sum(dim=2).to(gradients[0].dtype)
+        if rows.listed:
+            sums_bhl = gradient_bhnm.flatten(2).to(gradients[0].dtype)
+        else:
+            padded = F.pad(gradient_bhnm.flip(2), (0, n)).flatten(2)[..., : n * (n + m - 1)]
+            sums_bhl = padded.view(b, h, n, n + m - 1).sum(dim=2).to(gradients[0].dtype)
         for sums_hl, bucket_l in zip(sums_bhl, bucket_bl, strict=True):
             gradients[0].index_add_(1, bucket_l, sums_hl)
 

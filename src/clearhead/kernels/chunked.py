@@ -86,7 +86,7 @@ def _tiles(
                 keys, columns, pieces = _columns(part, query, q0, q1, m)
                 if not len(columns):
                     continue
-                block = Rows(query, columns, part.resolved_offset())
+                block = Rows(query, columns, part.resolved_offset(), listed=not isinstance(keys, slice))
                 yield Tile(
                     batch, group, heads, slice(q0, q1), keys, index, block, Hidden(pieces, empty_possible), bias_part,
                     gradient_part,
