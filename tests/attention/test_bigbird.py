@@ -11,6 +11,7 @@ from clearhead import functional as F
 from clearhead.attention.attend import attend
 from clearhead.attention.bias import ALiBi, DenseBias
 from clearhead.attention.bigbird import BlockLayout, key_blocks
+from clearhead.attention.blocks import _drawn
 from clearhead.attention.explain import explain
 from clearhead.attention.mask import Mask
 from clearhead.attention.spec import AttentionSpec
@@ -84,6 +85,18 @@ def test_the_released_plan_stays_in_the_first_1024_tokens():
     draws = layout(released=True).random_blocks(range(50), 64)
     assert draws.max() == 15
     assert layout().random_blocks(range(50), 64).max() > 55
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("blocks", [1, 5, 9, 40])
+def test_both_ways_to_draw_agree(causal, released, blocks):
+    """A table for kernels, tensor operations for graphs: one law, one seed."""
+    plan = layout(causal=causal, released=released, seed=7)
+    table = plan.random_blocks(range(2, 6), blocks)
+    heads, rows = torch.arange(2, 6)[:, None, None], torch.arange(blocks)[:, None]
+    for draw, found in enumerate(_drawn(plan, heads, rows, torch.tensor(blocks))):
+        assert found[..., 0].tolist() == table[:, :, draw].tolist()
 
 
 def random_qkv(length, heads=2, dtype=torch.float64, seed=0):
