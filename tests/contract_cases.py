@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import typing
 import zlib
 from collections.abc import Callable
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from clearhead.attention.backends import BACKENDS
 from clearhead.attention.bias import ALiBi, Bias, DenseBias
+from clearhead.attention.bigbird import BlockLayout
 from clearhead.attention.mask import Mask
 from clearhead.attention.selective import Temperatures
 from clearhead.attention.spec import (
     KINDS,
     REGISTRY,
     AttentionSpec,
+    BigBird,
     Choice,
     Learned,
     SelfAdjust,
@@ -37,7 +40,11 @@ BACKEND_NAMES = tuple(BACKENDS)
 # ---- every spec ------------------------------------------------------------------------------------------------------
 
 WINDOW = 40  # bites at 63 keys, where SDPA still serves; at 128 and 200 SDPA refuses
-EXAMPLES = {"window": [{"size": WINDOW}]}  # values for choices whose numbers have no default
+# Values for choices whose numbers have no default, or one that hides nothing at these lengths.
+EXAMPLES: dict[str, list[dict[str, object]]] = {
+    "window": [{"size": WINDOW}],
+    "bigbird": [{"block_size": 8, "random_blocks": 2}],
+}
 
 
 def choices_of(kind: str) -> list[Choice]:
@@ -201,23 +208,60 @@ def _same_segment(x: Layout, b: int, p: int, j: int) -> bool:
     return x.key_segments[b][p] == x.key_segments[b][j] >= 0
 
 
-def in_pattern(spec: AttentionSpec, kind: MaskKind, p: int, j: int) -> bool:
+def in_pattern(spec: AttentionSpec, mask: str, layout: Layout, b: int, h: int, p: int, j: int) -> bool:
     """The spec's own pattern in plain Python."""
+    causal = MASKS[mask].causal
+    if isinstance(spec.pattern, BigBird):
+        return in_blocks(spec.pattern, causal, document(mask, layout, b, p), h, p, j)
     if not isinstance(spec.pattern, Window):
         return True
     size = spec.pattern.size
-    return 0 <= p - j < size if kind.causal else abs(p - j) <= (size - 1) // 2
+    return 0 <= p - j < size if causal else abs(p - j) <= (size - 1) // 2
+
+
+def document(mask: str, layout: Layout, b: int, p: int) -> tuple[int, int]:
+    """Where the document of position p begins and ends."""
+    start, end = 0, layout.m
+    p = min(max(p, 0), layout.m - 1)
+    if mask in ("left", "causal_left", "both_sides", "all_of_them"):
+        start = layout.starts[b]
+    if mask in ("right", "causal_right", "both_sides"):
+        end = layout.m - 1 if mask == "both_sides" else layout.ends[b]
+    if mask in ("segments", "causal_segments", "all_of_them"):
+        same = [k for k, s in enumerate(layout.key_segments[b]) if s == layout.key_segments[b][p]]
+        start, end = max(start, same[0]), min(end, same[-1] + 1)
+    return start, layout.m if MASKS[mask].causal else end
+
+
+def in_blocks(x: BigBird, causal: bool, place: tuple[int, int], h: int, p: int, j: int) -> bool:
+    """Whether the block of position p sees that of key j; the drawn blocks are taken as they are."""
+    start, end = place[0] + x.global_tokens, place[1]
+    first, last = (x.global_blocks, 0) if causal else ((x.global_blocks + 1) // 2, x.global_blocks // 2)
+    before, after = (x.window_blocks - 1, 0) if causal else ((x.window_blocks - 1) // 2,) * 2
+    blocks = max(math.ceil((end - start) / x.block_size), 1)
+    row, column = min((p - start) // x.block_size, blocks - 1), (j - start) // x.block_size
+    if column < first or column >= blocks - last or -before <= column - row <= after:
+        return True
+    if j < start or (not causal and (p < start or row < first or row >= blocks - last)):
+        return True
+    layout = BlockLayout(
+        x.block_size, x.global_blocks, x.window_blocks, x.random_blocks, x.seed, x.global_tokens,
+        x.plan == "released", causal,
+    )  # fmt: skip
+    return row >= 0 and column in layout.random_blocks(range(h, h + 1), blocks)[0, row]
 
 
 @functools.lru_cache(maxsize=64)
 def _sees(mask: str, spec: AttentionSpec, b: int, h: int, n: int, m: int, shown: Case) -> Tensor:
     kind, layout, offset = MASKS[mask], Layout(shown), offsets_by_hand(shown)
-    heads = h if mask == "dense" else 1
+    heads = h if mask == "dense" or isinstance(spec.pattern, BigBird) else 1
     seen = torch.zeros(b, heads, n, m, dtype=torch.bool)
     for row, head, i in itertools.product(range(b), range(heads), range(n)):
         p = i + offset[row]
         for j in range(m):
-            seen[row, head, i, j] = kind.sees(layout, row, head, p, j) and in_pattern(spec, kind, p, j)
+            seen[row, head, i, j] = kind.sees(layout, row, head, p, j) and in_pattern(
+                spec, mask, layout, row, head, p, j
+            )
     return seen.expand(b, h, n, m)
 
 
@@ -307,7 +351,6 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, *, grad: b
     mask = MASKS[c.mask].make(layout, device)
     # `minmax` and `range` divide by the spread of a row's scores: a row of one or two keys may have next to none.
     if isinstance(c.spec.weights, SelfAdjust) and c.spec.weights.form in ("minmax", "range"):
-        pattern = c.spec.pattern.terms(mask.is_causal)
-        count = Mask(mask.terms + pattern, mask.offset).visible_count(c.n, c.m, device)
+        count = c.spec.pattern.within(mask, c.h, c.m).visible_count(c.n, c.m, device)
         d_out = d_out.to(device).masked_fill((count < 3).unsqueeze(-1), 0.0)
     return Inputs(case, tensors, d_out.to(device, dtype), None if made is None else made[0], grad and not fixed, mask)

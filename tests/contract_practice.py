@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clearhead.attention.attend import attend
-from clearhead.attention.mask import Mask
 from clearhead.attention.spec import AttentionSpec, Laser, SelfAdjust, Softmax
 from tests.conftest import poison
 from tests.contract_cases import BACKEND_NAMES, DTYPES, PLAIN, SPECS, Case, Inputs, make_inputs
@@ -49,7 +48,7 @@ def fused_rival(inputs: Inputs) -> Result:
     c, dtype, device = inputs.case, inputs.tensors["q"].dtype, inputs.d_out.device
 
     def call(t: dict[str, Tensor]) -> Tensor:
-        pattern = Mask(inputs.mask.terms + c.spec.pattern.terms(inputs.mask.is_causal), inputs.mask.offset)
+        pattern = c.spec.pattern.within(inputs.mask, c.h, c.m)
         seen = pattern.dense_tensor(c.n, c.m, device)
         told = None if seen is None else torch.zeros((), dtype=dtype, device=device).where(seen, -math.inf)
         if told is not None:

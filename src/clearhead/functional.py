@@ -23,9 +23,9 @@ from clearhead.attention.attend import attend
 from clearhead.attention.bias import DenseBias
 from clearhead.attention.mask import Mask
 from clearhead.attention.selective import selective as selective
-from clearhead.attention.spec import AttentionSpec, Laser, SelfAdjust
+from clearhead.attention.spec import AttentionSpec, BigBird, Laser, SelfAdjust
 
-__all__ = ["laser_attention", "selective", "self_adjust_attention", "softmax_attention"]
+__all__ = ["bigbird_attention", "laser_attention", "selective", "self_adjust_attention", "softmax_attention"]
 
 
 def softmax_attention(
@@ -83,6 +83,34 @@ def self_adjust_attention(
     """
     spec = AttentionSpec(weights=SelfAdjust(form, detach_extrema))
     return _twin(spec, query, key, value, attn_mask, dropout_p, is_causal, scale)
+
+
+def bigbird_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    block_size: int = 64,
+    global_blocks: int = 2,
+    window_blocks: int = 3,
+    random_blocks: int = 3,
+    seed: int = 0,
+) -> Tensor:
+    """BigBird (arXiv 2007.14062): softmax(scale * Q K^T + mask) V over global, window and random blocks of keys.
+
+    Bidirectional: the first and last block see and are seen by all. Causal, which the paper has not: the first blocks
+    are seen by all later ones, and random blocks lie in the past. Each head draws random blocks of its own, fixed by
+    `seed`; a block counts once, however often it is named. Cost and memory are linear in length. Other mechanisms on
+    the same pattern: `attend(..., "laser+bigbird")`. An `attn_mask` tensor is N x M by itself: say padding with
+    `attend(..., mask=Mask.key_range(start, end))`, which also anchors the blocks at the first valid token.
+    """
+    pattern = BigBird(block_size, global_blocks, window_blocks, random_blocks, seed)
+    return _twin(AttentionSpec(pattern=pattern), query, key, value, attn_mask, dropout_p, is_causal, scale)
 
 
 def _twin(

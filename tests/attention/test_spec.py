@@ -105,7 +105,7 @@ def test_only_text_parses(not_text: object) -> None:
 
 def test_refused_products_quote_the_reason() -> None:
     """Self-Adjust x LASER: the row sum is not 1, in every form, pattern and temperature; nothing else of this issue."""
-    assert len(REFUSED_PRODUCTS) == 8 * 2 * 3
+    assert len(REFUSED_PRODUCTS) == 8 * 3 * 3
     for text, error in REFUSED_PRODUCTS.items():
         assert "self_adjust" in text
         assert "laser" in text

@@ -7,6 +7,7 @@ import torch
 
 SPECS = [
     "softmax",
+    "bigbird:block_size=3,random_blocks=1",
     "laser",
     "self_adjust",
     "softmax+selective",

@@ -68,11 +68,22 @@ def test_counts_by_hand():
     }
 
 
-@pytest.mark.parametrize("attention", ["softmax", "laser", "softmax+window:7", "softmax+window:99"])
+@pytest.mark.parametrize(
+    "attention",
+    [
+        "softmax",
+        "laser",
+        "softmax+window:7",
+        "softmax+window:99",
+        "bigbird:block_size=4,random_blocks=1",
+        "laser+bigbird:2,global_tokens=3",
+    ],
+)
 def test_mean_visible_keys_is_the_mean_of_what_the_mask_shows(attention):
     config = dataclasses.replace(BASE, attention=attention)
-    mask = Mask(Mask.causal().terms + config.spec.pattern.terms(causal=True))
-    assert mean_visible_keys(config, 24) == pytest.approx(mask.visible_count(24, 24, "cpu").float().mean().item())
+    for causal, mask in ((True, Mask.causal()), (False, Mask())):
+        seen = config.spec.pattern.within(mask, config.heads, 23).visible_count(23, 23, "cpu").float().mean().item()
+        assert mean_visible_keys(config, 23, causal=causal) == pytest.approx(seen)
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)

@@ -131,7 +131,7 @@ def make_call(
         key, value, mask = state.append(key, value, mask)
     b, h, n, d = query.shape
     m = key.shape[2]
-    mask = Mask(mask.terms + spec.pattern.terms(mask.is_causal), mask.offset).resolve(n, m)
+    mask = spec.pattern.within(mask, h, m).resolve(n, m)
     mask.check(b, h, n, m)
     if bias is not None:
         bias.check(b, h, n, m)

@@ -43,7 +43,7 @@ class Call:
         _, _, _, n, m = self.sizes
         if not self.mask.may_have_empty_rows(n, m):
             return None
-        return (self.mask.visible_count(n, m, self.q.device) > 0).unsqueeze(-1)
+        return self.mask.some_visible(n, m, self.q.device).unsqueeze(-1)
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from clearhead.attention.blocks import Blocks, without_blocks
 from clearhead.attention.terms import TERMS, Band, Causal, Dense, KeyRange, Rows, Segments, Term, narrow_dim
 
 
@@ -150,12 +151,17 @@ class Mask:
             return mask._count_of_interval(n, m, device)
         keys = torch.arange(m, device=device)
         counts = []
-        for first in range(0, max(n, 1), 1024):
-            rows = Rows(torch.arange(first, min(first + 1024, n), device=device), keys, mask.resolved_offset())
+        step = max(1, min(1024, (1 << 22) // max(m, 1)))
+        for first in range(0, max(n, 1), step):
+            rows = Rows(torch.arange(first, min(first + step, n), device=device), keys, mask.resolved_offset())
             seen = mask.visible(rows)
             assert seen is not None  # a mask without terms is an interval
             counts.append(seen.expand(*seen.shape[:2], rows.query.numel(), m).sum(-1))
         return torch.cat(counts, dim=-1)
+
+    def some_visible(self, n: int, m: int, device: torch.device) -> Tensor:
+        """Whether each query sees any key, [1|b, 1|h, n] bool. A block pattern hides no query's own key."""
+        return Mask(without_blocks(self.terms), self.offset).visible_count(n, m, device) > 0
 
     def _count_of_interval(self, n: int, m: int, device: torch.device) -> Tensor:
         rows = Rows(torch.arange(n, device=device), torch.arange(0, device=device), self.resolved_offset())
@@ -205,6 +211,16 @@ class Mask:
             term_low, term_high = term.key_bounds(first + low_offset, last - 1 + high_offset)
             low, high = max(low, term_low), min(high, term_high)
         return (low, high) if low < high else (0, 0)
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """The block pattern among the terms."""
+        found = [t for t in self.terms if isinstance(t, Blocks)]
+        return found[0] if found else None
+
+    def without(self, term: Term | None) -> Mask:
+        """The same mask but for one of its terms."""
+        return Mask(tuple(t for t in self.terms if t is not term), self.offset)
 
     def sure_bounds(self, first: int, last: int, m: int) -> tuple[int, int]:
         """Columns that every one of rows first..last-1 surely sees, as [low, high)."""

@@ -61,9 +61,13 @@ class Pattern(Choice):
 
     kind = "pattern"
 
-    def terms(self, causal: bool) -> tuple[Any, ...]:
-        """Return the `Mask` terms of this pattern (`attention/mask.py`), given whether the call is causal."""
-        return ()
+    def within(self, mask: Any, heads: int, m: int) -> Any:
+        """Return the call's `Mask` (`attention/mask.py`) with this pattern, for so many query heads and keys."""
+        return mask
+
+    def mean_keys(self, context: int, *, causal: bool) -> float:
+        """Keys that a query sees, averaged over `context` positions. Causal: (context + 1) / 2."""
+        return (context + 1) / 2 if causal else float(context)
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,85 @@ class Window(Pattern):
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
             raise UserError(f"window: expected a size of at least 1, got {self.size!r}; write it as window:256")
 
-    def terms(self, causal: bool) -> tuple[Any, ...]:
-        """See `Pattern.terms`."""
-        from clearhead.attention.mask import Band
+    def within(self, mask: Any, heads: int, m: int) -> Any:
+        """See `Pattern.within`."""
+        from clearhead.attention.mask import Band, Mask
 
         side = (self.size - 1) // 2
-        return (Band(self.size - 1, 0),) if causal else (Band(side, side),)
+        band = Band(self.size - 1, 0) if mask.is_causal else Band(side, side)
+        return Mask((*mask.terms, band), mask.offset)
+
+    def mean_keys(self, context: int, *, causal: bool) -> float:
+        """With context c, causal: (w (w + 1) / 2 + (c - w) w) / c; both ways, with s keys on each side of the own one:
+        1 + 2 (s (s + 1) / 2 + (c - 1 - s) s) / c.
+        """
+        if causal:
+            window = min(self.size, context)
+            return (window * (window + 1) / 2 + (context - window) * window) / context
+        side = min((self.size - 1) // 2, context - 1)
+        return 1 + 2 * (side * (side + 1) / 2 + (context - 1 - side) * side) / context
+
+
+@register("bigbird")
+@dataclass(frozen=True)
+class BigBird(Pattern):
+    """BigBird (arXiv 2007.14062): global, window and random blocks of keys; `attention/bigbird.py` says exactly which.
+
+    `global_tokens` are tokens before the first block that see and are seen by all (ETC's extra tokens, or an ITC set
+    that fills no block). `plan="released"` draws random blocks from the first 1,024 tokens only.
+    """
+
+    block_size: int = 64
+    global_blocks: int = 2
+    window_blocks: int = 3
+    random_blocks: int = 3
+    seed: int = 0
+    global_tokens: int = 0
+    plan: str = "uniform"
+
+    PLANS: ClassVar[tuple[str, ...]] = ("uniform", "released")
+
+    def __post_init__(self) -> None:
+        if self.plan not in self.PLANS:
+            raise UserError(
+                f"bigbird: unknown plan {self.plan!r}{nearest(self.plan, self.PLANS)}; plans: uniform, released"
+            )
+        least = {
+            "block_size": 1,
+            "window_blocks": 1,
+            "global_blocks": 0,
+            "random_blocks": 0,
+            "global_tokens": 0,
+            "seed": 0,
+        }
+        for name, low in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise UserError(f"bigbird: expected {name} of at least {low}, got {value!r}")
+        if self.window_blocks % 2 == 0:
+            raise UserError(f"bigbird: expected an odd number of window_blocks, got {self.window_blocks}")
+
+    def within(self, mask: Any, heads: int, m: int) -> Any:
+        """See `Pattern.within`."""
+        from clearhead.attention.blocks import Blocks
+        from clearhead.attention.mask import Mask
+
+        return Mask((*mask.terms, Blocks.over(self.layout(mask.is_causal), mask.terms, heads, m)), mask.offset)
+
+    def layout(self, causal: bool) -> Any:
+        """The pattern as a `BlockLayout` (`attention/bigbird.py`)."""
+        from clearhead.attention.bigbird import BlockLayout
+
+        return BlockLayout(
+            self.block_size, self.global_blocks, self.window_blocks, self.random_blocks, self.seed, self.global_tokens,
+            self.plan == "released", causal,
+        )  # fmt: skip
+
+    def mean_keys(self, context: int, *, causal: bool) -> float:
+        """Counted row by row of blocks."""
+        from clearhead.attention.bigbird import mean_keys
+
+        return mean_keys(self.layout(causal), context)
 
 
 @register("selective")

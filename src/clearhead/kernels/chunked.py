@@ -33,13 +33,14 @@ ELEMENTS = 1 << 18  # scores in a tile, about: a few such buffers stay in a core
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile: slices into batch, key/value heads, query heads and rows; columns [low, high); what is hidden."""
+    """One tile: slices into batch, key/value heads, query heads and rows; its columns; what of them is hidden."""
 
     batch: slice
     groups: slice
     heads: slice
     rows: slice
-    keys: slice
+    keys: slice | Tensor
+    """[low, high), or the sorted columns of a block pattern."""
     index: int
     block: Rows
     hide: Hidden
@@ -60,8 +61,14 @@ def _tiles(
 ) -> Iterator[Tile]:
     r = h // g
     rows = max(1, min(ROWS, n))
-    groups = max(1, min(g, ELEMENTS // max(1, r * rows * m)))
-    batches = max(1, min(b, ELEMENTS // max(1, h * rows * m))) if groups == g else 1
+    blocks = mask.blocks
+    width = m if blocks is None else min(m, blocks.width)
+    groups = max(1, min(g, ELEMENTS // max(1, r * rows * width)))
+    batches = max(1, min(b, ELEMENTS // max(1, h * rows * width))) if groups == g else 1
+    if blocks is not None:  # one list of columns a tile: heads that draw alike, batch rows that stand alike
+        groups = groups if blocks.heads_alike else 1
+        alike = blocks.rows_alike and isinstance(mask.resolved_offset(), int)
+        batches = max(1, min(b, ELEMENTS // max(1, r * groups * rows * width))) if alike else 1
     empty_possible = mask.may_have_empty_rows(n, m)
     index = 0
     for b0 in range(0, b, batches):
@@ -74,25 +81,49 @@ def _tiles(
             gradient_part = [] if bias is None or not gradients else bias.narrow(gradients, batch, heads)
             for q0 in range(0, n, rows):
                 q1 = min(q0 + rows, n)
-                low, high = part.key_bounds(q0, q1, m)
                 index += 1
-                if low == high:
-                    continue
                 query = torch.arange(q0, q1, device=device)
-                sure = part.sure_bounds(q0, q1, m)
-                if sure[0] >= sure[1]:
-                    sure = (high, high)
-                pieces = []
-                for k0, k1 in ((low, max(low, sure[0])), (min(high, sure[1]), high)):
-                    if k0 < k1:
-                        seen = part.visible(Rows(query, torch.arange(k0, k1, device=device), part.resolved_offset()))
-                        if seen is not None:
-                            pieces.append((slice(k0 - low, k1 - low), ~seen))
-                block = Rows(query, torch.arange(low, high, device=device), part.resolved_offset())
+                keys, columns, pieces = _columns(part, query, q0, q1, m)
+                if not len(columns):
+                    continue
+                block = Rows(query, columns, part.resolved_offset())
                 yield Tile(
-                    batch, group, heads, slice(q0, q1), slice(low, high), index, block,
-                    Hidden(pieces, empty_possible), bias_part, gradient_part,
+                    batch, group, heads, slice(q0, q1), keys, index, block, Hidden(pieces, empty_possible), bias_part,
+                    gradient_part,
                 )  # fmt: skip
+
+
+def _columns(
+    mask: Mask, query: Tensor, q0: int, q1: int, m: int
+) -> tuple[slice | Tensor, Tensor, list[tuple[slice, Tensor]]]:
+    """The columns that rows q0..q1-1 may see, as a slice or a list, and as numbers; and what they hide of them."""
+    low, high = mask.key_bounds(q0, q1, m)
+    device, blocks = query.device, mask.blocks
+    listed = None if blocks is None or low == high else blocks.columns(*(q + mask.offset_range()[0] for q in (q0, q1)))
+    if listed is None:
+        keys: slice | Tensor = slice(low, high)
+        columns = torch.arange(low, high, device=device)
+    else:
+        columns = listed[0].to(device)
+        inside = torch.searchsorted(columns, torch.tensor([low, high], device=device)).tolist()
+        keys = columns = columns[slice(*inside)]
+        if listed[1]:  # every row sees every block that is listed
+            mask = mask.without(blocks)
+    sure_low, sure_high = mask.sure_bounds(q0, q1, m)
+    # Places of the surely visible among the columns, which are sorted.
+    if listed is None:
+        first, last = max(sure_low, low) - low, min(sure_high, high) - low
+    else:
+        first, last = torch.searchsorted(columns, torch.tensor([sure_low, sure_high], device=device)).tolist()
+    if first >= last:
+        first = last = len(columns)
+    pieces = []
+    for begin, end in ((0, first), (last, len(columns))):
+        if begin < end:
+            seen = mask.visible(Rows(query, columns[begin:end], mask.resolved_offset()))
+            if seen is not None:
+                pieces.append((slice(begin, end), ~seen))
+    return keys, columns, pieces
 
 
 class _Call:
@@ -123,8 +154,10 @@ class _Call:
         return part.unflatten(1, (groups, -1)).flatten(0, 1).flatten(1, 2)
 
     def key_part(self, x: Tensor, tile: Tile) -> Tensor:
-        """Columns of a key-shaped tensor as [b*g, w, .]; a copy unless one batch row or all heads are taken."""
-        return x[tile.batch, tile.groups, tile.keys].flatten(0, 1)
+        """Columns of a key-shaped tensor as [b*g, w, .]; a view of a slice of one batch row or of all heads."""
+        part = x[tile.batch, tile.groups]
+        part = part[:, :, tile.keys] if isinstance(tile.keys, slice) else part.index_select(2, tile.keys)
+        return part.flatten(0, 1)
 
     def scores(self, q_tile: Tensor, k_tile: Tensor, tile: Tile) -> Tensor:
         """Scores of a tile, [b, h, c, w]."""
@@ -209,7 +242,12 @@ def chunked_backward(
 
 def _accumulate(target_bgmd: Tensor, tile: Tile, rows_by_keys: Tensor, rows_by_dim: Tensor) -> None:
     """target[tile's keys] += rows_by_keys^T rows_by_dim, without a temporary where the layout allows."""
-    part = target_bgmd[tile.batch, tile.groups, tile.keys]
+    part = target_bgmd[tile.batch, tile.groups]
+    if not isinstance(tile.keys, slice):
+        update = torch.bmm(rows_by_keys.transpose(1, 2), rows_by_dim)
+        part.index_add_(2, tile.keys, update.unflatten(0, part.shape[:2]))
+        return
+    part = part[:, :, tile.keys]
     if part.shape[0] == 1:  # a view of three dimensions: accumulate inside the product
         part[0].baddbmm_(rows_by_keys.transpose(1, 2), rows_by_dim)
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch.nn as nn
 
-from clearhead.attention.spec import Window
 from clearhead.layers.gate import FixedGate, TokenGate
 from clearhead.layers.temperature import LearnedTemperatures, SelectiveTemperatures, TokenPart
 from clearhead.models.config import ModelConfig
@@ -62,17 +61,8 @@ def multiplied_weights(model: nn.Module) -> int:
 
 
 def mean_visible_keys(config: ModelConfig, context: int, *, causal: bool = True) -> float:
-    """Keys that a query sees, averaged over `context` positions c.
-
-    Causal: (c + 1) / 2, fewer with a window of w: (w (w + 1) / 2 + (c - w) w) / c. Both ways: c, and with s keys of the
-    window on each side 1 + 2 (s (s + 1) / 2 + (c - 1 - s) s) / c.
-    """
-    pattern = config.spec.pattern
-    if not causal:
-        side = min((pattern.size - 1) // 2, context - 1) if isinstance(pattern, Window) else context - 1
-        return 1 + 2 * (side * (side + 1) / 2 + (context - 1 - side) * side) / context
-    window = min(pattern.size, context) if isinstance(pattern, Window) else context
-    return (window * (window + 1) / 2 + (context - window) * window) / context
+    """Keys that a query sees, averaged over `context` positions; see `Pattern.mean_keys`."""
+    return config.spec.pattern.mean_keys(context, causal=causal)
 
 
 def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int) -> float:

@@ -39,8 +39,7 @@ def causal_geometry(
         if state is not None:  # the cache holds a row's tokens without padding: its own first one is slot 0
             seen = Mask.causal(state.lengths if first_b is None else state.lengths - first_b)
             keys = state.capacity
-        pattern = Mask(config.spec.pattern.terms(causal=True))
-        visible = (seen & pattern).visible_count(tokens, keys, device)
+        visible = config.spec.pattern.within(seen, config.heads, keys).visible_count(tokens, keys, device)
     return Geometry(
         positions=positions,
         mask=mask,
@@ -63,8 +62,7 @@ def bidirectional_geometry(
     positions = position_ids(tokens, segments_bt=segments, first_b=first_b, device=device)
     visible = None
     if isinstance(config.spec.temperature, Selective):
-        pattern = Mask(config.spec.pattern.terms(causal=False))
-        visible = (mask & pattern).visible_count(tokens, tokens, device)
+        visible = config.spec.pattern.within(mask, config.heads, tokens).visible_count(tokens, tokens, device)
     return Geometry(
         positions=positions,
         mask=mask,

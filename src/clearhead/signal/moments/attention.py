@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clearhead.attention.spec import AttentionSpec, Laser, SelfAdjust, Softmax, Window
+from clearhead.attention.spec import AttentionSpec, Full, Laser, Pattern, SelfAdjust, Softmax, Window
 from clearhead.errors import UserError
 from clearhead.signal.moments.flow import Flow, Setting
 from clearhead.signal.moments.laser_read import laser_read
@@ -70,7 +70,7 @@ def attention(
     y = context if shape.cross and context is not None else x
     keys = context_tokens if shape.cross and context_tokens is not None else tokens
     spec = AttentionSpec.parse(shape.spec)
-    window = min(spec.pattern.size, keys) if isinstance(spec.pattern, Window) else None
+    window = _window(spec.pattern, keys, shape.causal and not shape.cross)
     setting = Setting(
         x=x,
         y=y,
@@ -86,6 +86,15 @@ def attention(
     return AttentionMoments(
         mapped(flow.mix, shape.output), flow.mix, flow.stats, _notes(shape, spec, setting) + flow.notes, setting, flow
     )
+
+
+def _window(pattern: Pattern, keys: int, causal: bool) -> int | None:
+    """The window that stands for a pattern: its own, or one of as many keys as a query sees on average."""
+    if isinstance(pattern, Full):
+        return None
+    if isinstance(pattern, Window):
+        return min(pattern.size, keys)
+    return min(round(pattern.mean_keys(keys, causal=causal)), keys)
 
 
 def mapped(x: Moments, matrix: Matrix) -> Moments:
@@ -107,6 +116,8 @@ def _notes(shape: AttentionShape, spec: AttentionSpec, setting: Setting) -> tupl
     notes = []
     if setting.table.window is not None:
         notes.append("window: two rows share the average number of keys")
+    if not isinstance(spec.pattern, Full | Window):
+        notes.append(f"{spec.pattern.name}: taken as a window of as many keys as a query sees on average")
     if shape.rope_base is not None:
         notes.append("rotary positions: scores are taken as independent over keys, what keys share by its mean")
     if spec.temperature is not None:

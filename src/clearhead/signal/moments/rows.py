@@ -119,7 +119,8 @@ def row_table(keys: int, causal: bool, window: int | None = None) -> RowTable:
     """The table of rows that see `keys` keys, or 1..keys of them under a causal mask.
 
     With a window rows at the edges of the sequence see fewer keys, and two rows share some keys or none: pairs are
-    computed as of full windows, times what equal weights would share. Raises `ValueError` for no keys, or more than 2^20.
+    computed as of full windows, times what equal weights would share. Raises `ValueError` for no keys, or more than
+    2^20.
     """
     if window is not None and window < keys:
         return _windowed(keys, causal, window)
