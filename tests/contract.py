@@ -79,7 +79,7 @@ def test_every_term_of_the_grammar_is_here() -> None:
 
 @pytest.mark.parametrize("spec", PLAIN, ids=str)
 def test_who_refuses_plain_calls(spec: AttentionSpec, device: torch.device) -> None:
-    """Nothing hides behind a refusal: reference and tiles (of a performer: sums) serve every spec, SDPA every softmax."""
+    """Nothing hides behind a refusal: reference and tiles (a performer: sums) serve every spec, SDPA every softmax."""
     inputs = make_inputs(Case(spec, "causal"), torch.float32, device)
     sums = isinstance(spec.weights, Performer)
     assert refusal(inputs, "reference") is None

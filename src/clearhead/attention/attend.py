@@ -136,7 +136,7 @@ def make_call(
     mask = Mask() if mask is None else mask
     rows, sums = None, None
     if isinstance(spec.weights, Performer):
-        refuse_performer(spec.weights, mask, bias, temperatures, scale, dropout_p)
+        refuse_performer(spec.weights, query.dtype, mask, bias, temperatures, scale, dropout_p)
         rows = projection_for(spec.weights, query, projection)
         if rows.dim() == 3 and key.shape[1] != query.shape[1]:  # a head of its own rows needs keys of its own
             times = query.shape[1] // key.shape[1]

@@ -2,9 +2,9 @@
 
     out_i = sum_j phi(x_i).phi(y_j) v_j / sum_j phi(x_i).phi(y_j),   x = sqrt(scale) q,  y = sqrt(scale) k
 
-(eq. 4, 11). With scale = d^-1/2 that is the paper's d^-1/4 on both. phi estimates exp(x.y) without bias for `softmax`, `hyperbolic`
-(Lemma 1) and `trigonometric`, a smaller kernel (SMREG) for `regularized`, and is a kernel of its own for `relu`. The
-quotient is only consistent. The variance grows as exp(|x + y|^2): the more features help, the smaller the norms are.
+(eq. 4, 11). With scale = d^-1/2 that is the paper's d^-1/4 on both. phi estimates exp(x.y) without bias for `softmax`,
+`hyperbolic` (Lemma 1) and `trigonometric`, a smaller kernel (SMREG) for `regularized`, and is a kernel of its own for
+`relu`. The quotient is only consistent. The variance grows as exp(|x + y|^2): features help where norms are small.
 
 Where we differ from the public code, on purpose:
 
@@ -45,6 +45,7 @@ from clearhead.kernels.linear import CHUNK, Problem, solve, solve_backward
 
 def refuse_performer(
     choice: Performer,
+    dtype: torch.dtype,
     mask: Mask,
     bias: Bias | None,
     temperatures: Temperatures | None,
@@ -52,6 +53,11 @@ def refuse_performer(
     dropout_p: float,
 ) -> None:
     """Raise `ValueError` for what sums over features cannot do, with the reason."""
+    if dtype == torch.float16 and not choice.rows_sum_to_one:
+        raise ValueError(
+            "performer refuses float16 with the trigonometric kernel: its denominators come near 0, and gradients leave "
+            "the range of float16; use bfloat16 or float32"
+        )
     if bias is not None:
         raise ValueError(
             "performer refuses a bias: it never makes a score to add it to (rotary positions do not need one)"
@@ -75,8 +81,8 @@ def refuse_performer(
         if not fits and not (isinstance(term, Dense) and term.mask.shape[1:3] == (1, 1)):
             raise ValueError(
                 f"performer refuses a mask of kind {type(term).__name__.lower()}: it sums over features and never "
-                "makes a score, so only key padding, plain causality and packed documents can hide keys; use softmax weights "
-                "with such a mask"
+                "makes a score, so only key padding, plain causality and packed documents can hide keys; use softmax "
+                "weights with such a mask"
             )
 
 

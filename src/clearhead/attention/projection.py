@@ -3,9 +3,10 @@
     a block    Q of G = Q R, G a d x d Gaussian, column j of Q times sign(R_jj): then, and only then, Q is Haar
     its rows   each times a norm: chi_d of its own (the rows are then Gaussian, one by one), or sqrt(d)
 
-(Haar: uniform over all rotations and reflections.) Blocks are independent, and a last block may be partial. Without the sign the factorisation decides it, a diagonal of Q
-is negative on average, and exp(w.z) is biased by up to 21 % at 16 dimensions; the public generators leave it out.
-arXiv 2009.14794, sections 2.4 and B.2 (whose Theorem 2 wants no more rows than dimensions).
+Haar means uniform over all rotations and reflections. Blocks are independent, and a last block may be partial. Without
+the sign the factorisation decides it, the diagonal of Q is negative on average, and exp(w.z) is biased by up to 21 % at
+16 dimensions; the public generators leave it out. arXiv 2009.14794, sections 2.4 and B.2 (whose Theorem 2 wants no more
+rows than dimensions).
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Relu(FeatureMap):
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `FeatureMap.__call__`."""
         shift = torch.full_like(x[..., 0], -0.5 * math.log(self.width))
-        return (x @ self.rows.mT).clamp_min(0.0) + RELU_FLOOR, shift
+        return torch.relu(x @ self.rows.mT) + RELU_FLOOR, shift
 
     def gradient(self, x: Tensor, features: Tensor, d_features: Tensor) -> Tensor:
         """See `FeatureMap.gradient`."""
