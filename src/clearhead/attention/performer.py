@@ -55,8 +55,8 @@ def refuse_performer(
     """Raise `ValueError` for what sums over features cannot do, with the reason."""
     if dtype == torch.float16 and not choice.rows_sum_to_one:
         raise ValueError(
-            "performer refuses float16 with the trigonometric kernel: its denominators come near 0, and gradients leave "
-            "the range of float16; use bfloat16 or float32"
+            "performer refuses float16 with the trigonometric kernel: its denominators come near 0, and gradients "
+            "leave the range of float16; use bfloat16 or float32"
         )
     if bias is not None:
         raise ValueError(

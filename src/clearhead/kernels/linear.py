@@ -33,7 +33,7 @@ from torch import Tensor
 
 from clearhead.kernels.features import FeatureMap
 
-CHUNK = 64
+CHUNK = 128
 EXACT_ELEMENTS = 1 << 22  # log features that the term by term rows hold at a time
 NONE = -1  # the segment of nothing
 
