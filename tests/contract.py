@@ -23,7 +23,7 @@ from torch import Tensor
 from clearhead.attention.attend import attend
 from clearhead.attention.mask import Mask
 from clearhead.attention.selective import Temperatures
-from clearhead.attention.spec import REGISTRY, AttentionSpec, BigBird, SelfAdjust, Softmax, Window
+from clearhead.attention.spec import REGISTRY, AttentionSpec, BigBird, Performer, SelfAdjust, Softmax, Window
 from clearhead.memory.cache import KVCache
 from tests.contract_cases import DTYPES, MASKS, PLAIN, SPECS, Case, Inputs, Layout, make_inputs, sees_by_hand
 from tests.contract_practice import (
@@ -79,10 +79,12 @@ def test_every_term_of_the_grammar_is_here() -> None:
 
 @pytest.mark.parametrize("spec", PLAIN, ids=str)
 def test_who_refuses_plain_calls(spec: AttentionSpec, device: torch.device) -> None:
-    """Nothing hides behind a refusal: reference and tiles serve every spec, SDPA every softmax."""
+    """Nothing hides behind a refusal: reference and tiles (a performer: sums) serve every spec, SDPA every softmax."""
     inputs = make_inputs(Case(spec, "causal"), torch.float32, device)
-    for backend in ("reference", "chunked"):
-        assert refusal(inputs, backend) is None
+    sums = isinstance(spec.weights, Performer)
+    assert refusal(inputs, "reference") is None
+    assert (refusal(inputs, "chunked") is None) == (not sums)
+    assert (refusal(inputs, "linear") is None) == sums
     assert (refusal(inputs, "sdpa") is None) == isinstance(spec.weights, Softmax)
 
 
@@ -161,7 +163,10 @@ class TestRule1EqualsTheReference:
         """Numeric differences. Detached extrema are constants by decree, which no difference quotient sees."""
         if isinstance(spec.weights, SelfAdjust) and spec.weights.detach_extrema:
             spec = replace(spec, weights=replace(spec.weights, detach_extrema=False))
+        if isinstance(spec.weights, Performer):
+            backend = "linear" if backend == "chunked" else backend
         mask, bias = [("causal", "alibi"), ("none", "dense_keys"), ("causal_left", "alibi")][len(spec.text) % 3]
+        bias = "none" if isinstance(spec.weights, Performer) else bias
         inputs = make_inputs(Case(spec, mask, bias, n=4, m=5, d=3, e=2, h=2, g=1), torch.float64, device)
         names = list(inputs.tensors)
 
@@ -492,7 +497,7 @@ class TestRule5GroupsAndCross:
                 None if t.get(name) is None else t[name].repeat_interleave(times, dim=1)
                 for name in ("k", "v", "tau_k", "tau_v")
             )
-            temperatures = None if case.spec.temperature is None else Temperatures(t["tau_q"], tau_k, tau_v)
+            temperatures = None if case.spec.temperature is None else Temperatures(t.get("tau_q"), tau_k, tau_v)
             arguments = {**inputs.arguments(), "temperatures": temperatures}
             return attend(t["q"], k, v, case.spec, backend=backend, **arguments).out
 

@@ -29,6 +29,7 @@ from clearhead.attention.spec import (
     BigBird,
     Choice,
     Learned,
+    Performer,
     SelfAdjust,
     Window,
 )
@@ -44,6 +45,8 @@ WINDOW = 40  # bites at 63 keys, where SDPA still serves; at 128 and 200 SDPA re
 EXAMPLES: dict[str, list[dict[str, object]]] = {
     "window": [{"size": WINDOW}],
     "bigbird": [{"block_size": 8, "random_blocks": 2}],
+    # The other two kernels share softmax's map, with other rows.
+    "performer": [{"kernel": kernel, "features": 16} for kernel in ("softmax", "relu", "trigonometric")],
 }
 
 
@@ -336,6 +339,8 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, *, grad: b
     wide = torch.promote_types(dtype, torch.float32)
     if isinstance(c.spec.temperature, Learned):
         raw["tau_q"] = 0.5 + torch.rand(1, c.h, 1, 1, generator=gen)
+    elif c.spec.temperature is not None and isinstance(c.spec.weights, Performer):
+        raw["tau_v"] = 0.5 + torch.rand(c.b, c.g, c.m, 1, generator=gen)  # the only one that it takes
     elif c.spec.temperature is not None:
         raw["tau_q"] = 0.5 + torch.rand(c.b, c.h, c.n, 1, generator=gen)
         raw["tau_k"] = 0.5 + torch.rand(c.b, c.g, c.m, generator=gen)

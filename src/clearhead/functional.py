@@ -16,16 +16,26 @@ For masks without an N x M tensor (windows, lengths, packed documents), biases w
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from clearhead.attention.attend import attend
 from clearhead.attention.bias import DenseBias
 from clearhead.attention.mask import Mask
+from clearhead.attention.projection import projection_of
 from clearhead.attention.selective import selective as selective
-from clearhead.attention.spec import AttentionSpec, BigBird, Laser, SelfAdjust
+from clearhead.attention.spec import AttentionSpec, BigBird, Laser, Performer, SelfAdjust
 
-__all__ = ["bigbird_attention", "laser_attention", "selective", "self_adjust_attention", "softmax_attention"]
+__all__ = [
+    "bigbird_attention",
+    "laser_attention",
+    "performer_attention",
+    "selective",
+    "self_adjust_attention",
+    "softmax_attention",
+]
 
 
 def softmax_attention(
@@ -113,15 +123,53 @@ def bigbird_attention(
     return _twin(AttentionSpec(pattern=pattern), query, key, value, attn_mask, dropout_p, is_causal, scale)
 
 
+def performer_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    features: int = 256,
+    kernel: str = "softmax",
+    projection: Tensor | Literal[False] | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Performer (arXiv 2009.14794): phi(q).phi(k) / sum as weights, phi random features of q and k, linear in length.
+
+    `kernel`: "softmax", "hyperbolic", "trigonometric" estimate exp(scale * q.k), "regularized" a smaller kernel, "relu"
+    one of its own. `features` counts random projections. `projection` None: drawn from a fixed seed, or by `generator`;
+    a tensor [features, d] or [h, features, d]: used as it is; False: none (relu only; the paper's own generalised
+    attention, which also leaves queries and keys unscaled, is scale=1).
+
+    There are no scores, so of masks only those of keys are taken, bool [b|1, 1, 1, m], beside `is_causal`; others and
+    `dropout_p > 0` raise `ValueError`. See `attention/performer.py`.
+    """
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        raise ValueError(
+            "performer_attention: it never makes a score to add a float mask to; give a bool mask of keys [b, 1, 1, m]"
+        )
+    choice = Performer(kernel, features)
+    if generator is not None:
+        if projection is not None:
+            raise ValueError("performer_attention: give a projection or a generator to draw one, not both")
+        projection = projection_of(choice, query.shape[-1], generator=generator).to(query.device)
+    spec = AttentionSpec(weights=choice)
+    return _twin(spec, query, key, value, attn_mask, dropout_p, is_causal, scale, projection)
+
+
 def _twin(
     spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool,
-    scale: float | None,
+    scale: float | None, projection: Tensor | Literal[False] | None = None,
 ) -> Tensor:  # fmt: skip
     mask, bias = Mask.causal() if is_causal else Mask(), None
     if attn_mask is not None:
         seen, bias = _split(attn_mask)
         mask = mask & seen
-    return attend(q, k, v, spec, mask=mask, bias=bias, scale=scale, dropout_p=dropout_p).out
+    return attend(q, k, v, spec, mask=mask, bias=bias, scale=scale, dropout_p=dropout_p, projection=projection).out
 
 
 def _split(attn_mask: Tensor) -> tuple[Mask, DenseBias | None]:

@@ -24,6 +24,12 @@ CASES = [
         {"attention": spec, "position": "t5", "relative_buckets": 6, "relative_max_distance": 9}
         for spec in ("softmax", "laser", "self_adjust+window:5", "laser+bigbird:block_size=2,random_blocks=1")
     ],
+    {"attention": "performer:features=16", "position": "rope", "kv_heads": 2},
+    {
+        "attention": "performer:kernel=relu,features=16+laser+selective",
+        "position": "learned",
+        "temperature_on": "value",
+    },
     {"attention": "softmax", "position": "learned", "embedding_norm": True, "norm_placement": "post"},
     {"attention": "laser+selective", "position": "alibi", "qk_norm": True, "norm_placement": "post", "norm": "layer"},
     {

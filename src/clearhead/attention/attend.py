@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +17,13 @@ from torch import Tensor
 from clearhead.attention.backends import choose
 from clearhead.attention.bias import Bias
 from clearhead.attention.call import Call, check_tensors, zero_unseen
-from clearhead.attention.extras import measure
+from clearhead.attention.extras import measure, refuse_extras
 from clearhead.attention.mask import Mask
 from clearhead.attention.observe import WATCHERS
+from clearhead.attention.performer import projection_for, refuse_performer
 from clearhead.attention.selective import Temperatures, selective
-from clearhead.attention.spec import AttentionSpec, Laser
+from clearhead.attention.spec import AttentionSpec, Laser, Performer
+from clearhead.memory.performer import PerformerState
 
 
 class State(Protocol):
@@ -63,6 +65,7 @@ def attend(
     state: State | None = None,
     want: Iterable[str] = (),
     backend: str = "auto",
+    projection: Tensor | Literal[False] | None = None,
 ) -> AttentionOutput:
     """Attention by `spec`: out = read(weights(scale * Q K^T + bias), V) over the keys that mask and pattern let a
     query see.
@@ -80,6 +83,8 @@ def attend(
         want: extras to compute, detached: "weights" [b,h,n,m], "entropy", "lse", "max_score", "max_weight",
             "visible" (each [b,h,n]).
         backend: "auto", or the name of one; `explain` tells what would serve and why.
+        projection: performer only: the rows of its random features, [m, d] or [h, m, d], used as they are; False: none
+            (relu only, features of the bare queries and keys); None: drawn from the spec's seed.
 
     A query that sees no key gives 0, with gradient 0. Keys that no query can see (padding) may hold anything.
 
@@ -89,12 +94,14 @@ def attend(
     try:
         call = make_call(
             query, key, value, spec, mask=mask, bias=bias, temperatures=temperatures, scale=scale, dropout_p=dropout_p,
-            state=state,
+            state=state, projection=projection,
         )  # fmt: skip
         for watcher in WATCHERS:
             watcher(call)
-        out = choose(call, backend).run(call)
         names = tuple(want)
+        if names:
+            refuse_extras(call, names)
+        out = choose(call, backend).run(call)
         return AttentionOutput(out, state, measure(call, names) if names else {})
     except Exception:
         if state is not None:
@@ -114,6 +121,7 @@ def make_call(
     scale: float | None = None,
     dropout_p: float = 0.0,
     state: State | None = None,
+    projection: Tensor | Literal[False] | None = None,
 ) -> Call:
     """Check the arguments of `attend` and decide everything but the backend."""
     spec = _parse(spec)
@@ -125,9 +133,23 @@ def make_call(
             "laser refuses attention dropout: rows of dropped weights do not sum to 1, so the value shift inside "
             "log(A exp V) would change the result; use dropout_p=0 (drop out the layer's output instead)"
         )
-    query, key, value = _apply_temperatures(spec, query, key, value, temperatures)
     mask = Mask() if mask is None else mask
-    if state is not None:
+    rows, sums = None, None
+    if isinstance(spec.weights, Performer):
+        refuse_performer(spec.weights, query.dtype, mask, bias, temperatures, scale, dropout_p)
+        rows = projection_for(spec.weights, query, projection)
+        if rows.dim() == 3 and key.shape[1] != query.shape[1]:  # a head of its own rows needs keys of its own
+            times = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
+    elif projection is not None:
+        raise ValueError(f"projection: only performer has random features, not {spec.text!r}; leave it out")
+    query, key, value = _apply_temperatures(spec, query, key, value, temperatures)
+    if isinstance(state, PerformerState):
+        if not isinstance(spec.weights, Performer):
+            raise ValueError(f"state: a PerformerState serves performer only, not {spec.text!r}; use a KVCache")
+        sums = state
+        state.check(spec, key, value, mask)
+    elif state is not None:
         key, value, mask = state.append(key, value, mask)
     b, h, n, d = query.shape
     m = key.shape[2]
@@ -136,7 +158,7 @@ def make_call(
     if bias is not None:
         bias.check(b, h, n, m)
     scale = 1.0 / math.sqrt(d) if scale is None else float(scale)
-    return zero_unseen(Call(query, key, value, spec, mask, bias, scale, dropout_p))
+    return zero_unseen(Call(query, key, value, spec, mask, bias, scale, dropout_p, projection=rows, sums=sums))
 
 
 _PARSED: dict[str, AttentionSpec] = {}

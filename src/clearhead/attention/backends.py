@@ -15,10 +15,11 @@ from torch import Tensor
 from clearhead.attention import self_adjust as self_adjust  # registers its tile rule
 from clearhead.attention.call import Call
 from clearhead.attention.laser import laser_by_kernel, laser_tiled
+from clearhead.attention.performer import performer_attention
 from clearhead.attention.plugins import load_plugins
 from clearhead.attention.reference import reference_attention
 from clearhead.attention.softmax import mask_kind, refuse_sdpa, sdpa_attention
-from clearhead.attention.spec import Laser, Mean, Softmax
+from clearhead.attention.spec import Laser, Mean, Performer, Softmax
 from clearhead.errors import unknown
 from clearhead.kernels.chunked import chunked_attention
 from clearhead.kernels.rule import TILE_RULES
@@ -38,6 +39,8 @@ class Backend:
 
 
 def _refuse_sdpa(call: Call) -> str | None:
+    if isinstance(call.spec.weights, Performer):
+        return "performer's weights are products of features, not a softmax of scores"
     if not isinstance(call.spec.weights, Softmax):
         return f"{call.spec.weights.name} changes the weights after the softmax, which a fused softmax cannot"
     if not isinstance(call.spec.read, Mean | Laser):
@@ -95,11 +98,34 @@ def _run_chunked(call: Call) -> Tensor:
     return out.to(call.q.dtype)
 
 
+# ---- sums over random features ----
+
+
+def _refuse_linear(call: Call) -> str | None:
+    if not isinstance(call.spec.weights, Performer):
+        return f"{call.spec.weights.name} weights are no product of features of query and key"
+    if not isinstance(call.spec.read, Mean | Laser):
+        return f"no sums for reading with {call.spec.read.name}"
+    return None
+
+
+def _note_linear(call: Call) -> str:
+    width = getattr(call.spec.weights, "width", 0)
+    how = "a recurrent state" if call.sums is not None else "chunks, features made again in the backward pass"
+    return f"sums over {width} features, {how}, time and memory linear in length"
+
+
 # ---- the truth ----
 
 
+def _refuse_reference(call: Call) -> str | None:
+    return None if call.sums is None else "a performer's recurrent state holds no keys to write scores of"
+
+
 def _run_reference(call: Call) -> Tensor:
-    return reference_attention(call.q, call.k, call.v, call.spec, call.mask, call.bias, call.scale, call.dropout_p)
+    return reference_attention(
+        call.q, call.k, call.v, call.spec, call.mask, call.bias, call.scale, call.dropout_p, call.projection
+    )
 
 
 BACKENDS: dict[str, Backend] = {
@@ -107,7 +133,8 @@ BACKENDS: dict[str, Backend] = {
     for b in (
         Backend("sdpa", _refuse_sdpa, _note_sdpa, _run_sdpa),
         Backend("chunked", _refuse_chunked, _note_chunked, _run_chunked),
-        Backend("reference", lambda call: None, lambda call: "written out, N x M in memory", _run_reference),
+        Backend("linear", _refuse_linear, _note_linear, performer_attention),
+        Backend("reference", _refuse_reference, lambda call: "written out, N x M in memory", _run_reference),
     )
 }
 

@@ -6,6 +6,7 @@ Shapes: b batch, h query heads, g key/value heads, n queries, m keys, d head dim
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,10 @@ class Call:
     scale: float
     dropout_p: float
     unseen: Tensor | None = None
+    projection: Tensor | None = None
+    """Rows of a performer's random features: [m, d], or [h, m, d]."""
+    sums: Any = None
+    """A performer's recurrent state (`memory/performer.py`): the keys of earlier calls."""
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:

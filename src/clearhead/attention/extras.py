@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clearhead.attention.call import Call
 from clearhead.attention.reference import DENSE_WEIGHTS, visible_scores
+from clearhead.attention.spec import Performer
 from clearhead.attention.terms import Rows
 from clearhead.errors import unknown
 
@@ -27,18 +28,33 @@ def measure(call: Call, names: Sequence[str]) -> dict[str, Tensor]:
     for name in names:
         if name not in NAMES:
             raise unknown("extra", name, NAMES)
+    refuse_extras(call, names)
     _, _, _, n, m = call.sizes
     keys = torch.arange(m, device=call.q.device)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for first in range(0, n, BLOCK):
         q = call.q[:, :, first : first + BLOCK]
         rows = Rows(torch.arange(first, first + q.shape[2], device=q.device), keys, call.mask.resolved_offset())
-        scores, visible = visible_scores(q, call.k, call.mask, call.bias, call.scale, rows)
+        scores, visible = visible_scores(
+            q, call.k, call.mask, call.bias, call.scale, rows, call.spec.weights, call.projection
+        )
         weights = DENSE_WEIGHTS[type(call.spec.weights)](call.spec.weights, scores, visible)
         x = scores.masked_fill(~visible, float("-inf"))
         for name in names:
             parts[name].append(_one(name, weights, visible, x))
     return {name: torch.cat(blocks, dim=2) for name, blocks in parts.items()}
+
+
+def refuse_extras(call: Call, names: Sequence[str]) -> None:
+    """Raise `ValueError` for what a performer cannot tell; it tells the rest of the kernel's own log instead of scores.
+
+    Of a recurrent state nothing but the output is known, and the trigonometric kernel has no log.
+    """
+    if call.sums is not None:
+        raise ValueError("want: a performer's recurrent state holds no keys to tell about; look at a call without it")
+    missing = [name for name in names if name not in ("weights", "max_weight", "visible")]
+    if isinstance(call.spec.weights, Performer) and not call.spec.weights.rows_sum_to_one and missing:
+        raise ValueError(f"want: {', '.join(missing)} need logs, and performer:trigonometric has negative weights")
 
 
 def _one(name: str, weights: Tensor, visible: Tensor, x: Tensor) -> Tensor:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from clearhead.attention.bias import Bias
+from clearhead.attention.call import float64_available
+from clearhead.attention.features import kernel_scores
 from clearhead.attention.mask import Mask
 from clearhead.attention.precision import without_autocast, working_dtype
-from clearhead.attention.spec import AttentionSpec, Laser, SelfAdjust, Softmax, Weights
+from clearhead.attention.spec import AttentionSpec, Laser, Performer, SelfAdjust, Softmax, Weights
 from clearhead.attention.terms import Rows
 
 # (choice, scores [b,h,n,m] finite, visible [b,h,n,m] bool) -> weights [b,h,n,m], exactly 0 where not visible
@@ -68,6 +70,17 @@ def self_adjust_weights(choice: SelfAdjust, scores: Tensor, visible: Tensor) -> 
     return r * s
 
 
+@dense_weights(Performer)
+def performer_weights(choice: Performer, scores: Tensor, visible: Tensor) -> Tensor:
+    """phi(q).phi(k) / sum over visible keys. `scores` are those of `kernel_scores`: logs of the kernel, whose softmax
+    this is; the trigonometric kernel has no log, and is divided by its sum, which may be negative."""
+    if choice.rows_sum_to_one:
+        return softmax_weights(Softmax(), scores, visible)
+    some = visible.any(dim=-1, keepdim=True)
+    kernel = scores.masked_fill(~visible, 0.0)
+    return kernel / kernel.sum(dim=-1, keepdim=True).masked_fill(~some, 1.0)
+
+
 def laser_read(log_a_bhnm: Tensor, visible_bhnm: Tensor, v_bhmd: Tensor) -> Tensor:
     """O = log(sum_k A_k exp(V_k)), as a log-sum-exp over keys for each channel: right for any values."""
     some_bhn1 = visible_bhnm.any(dim=-1, keepdim=True)
@@ -90,20 +103,35 @@ def scores_of(q_bhnd: Tensor, k_bgmd: Tensor, bias: Bias | None, rows: Rows, sca
 
 
 def visible_scores(
-    q_bhnd: Tensor, k_bgmd: Tensor, mask: Mask, bias: Bias | None, scale: float, rows: Rows
+    q_bhnd: Tensor,
+    k_bgmd: Tensor,
+    mask: Mask,
+    bias: Bias | None,
+    scale: float,
+    rows: Rows,
+    weights: Weights | None = None,
+    projection: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scores in working precision and visibility, both [b, h, n', m'], for a block of rows (all that `q_bhnd` has)."""
+    """Scores in working precision and visibility, both [b, h, n', m'], for a block of rows (all that `q_bhnd` has).
+
+    With a performer's weights and projection: `kernel_scores`.
+    """
     dtype = working_dtype(q_bhnd.dtype)
-    scores = scores_of(q_bhnd.to(dtype), k_bgmd.to(dtype), bias, rows, scale)
+    if isinstance(weights, Performer) and not weights.rows_sum_to_one and float64_available(q_bhnd.device):
+        dtype = torch.float64  # sums with signs nearly cancel
+    q, k = q_bhnd.to(dtype), k_bgmd.to(dtype)
     seen = mask.visible(rows)
-    everything = torch.ones((), dtype=torch.bool, device=scores.device)
-    return scores, (everything if seen is None else seen).expand(scores.shape)
+    everything = torch.ones((), dtype=torch.bool, device=q.device)
+    visible = (everything if seen is None else seen).expand(*q.shape[:3], k.shape[2])
+    if isinstance(weights, Performer) and projection is not None:
+        return kernel_scores(weights.kernel, projection, q, k, scale, visible), visible
+    return scores_of(q, k, bias, rows, scale), visible
 
 
 def log_weights(choice: Weights, scores: Tensor, visible: Tensor) -> Tensor:
-    """Log of the weights; what is hidden may hold anything. For softmax without the underflow of exp: LASER can lift a
-    weight of e^-200 with a value of 300."""
-    if isinstance(choice, Softmax):
+    """Log of the weights; what is hidden may hold anything. For softmax and performer without the underflow of exp:
+    LASER can lift a weight of e^-200 with a value of 300."""
+    if isinstance(choice, Softmax | Performer):
         some = visible.any(dim=-1, keepdim=True)
         return scores.masked_fill(~visible, float("-inf")).masked_fill(~some, 0.0).log_softmax(dim=-1)
     weights = DENSE_WEIGHTS[type(choice)](choice, scores, visible)
@@ -120,13 +148,14 @@ def reference_attention(
     bias: Bias | None,
     scale: float,
     dropout_p: float = 0.0,
+    projection: Tensor | None = None,
 ) -> Tensor:
     """Attention as written on paper; `mask` is resolved and holds the spec's pattern. Returns [b, h, n, d]."""
     n, m, device = q_bhnd.shape[2], k_bgmd.shape[2], q_bhnd.device
     if m == 0:  # nobody sees anything; a zero that the graph still passes through
         return (q_bhnd.sum(dim=-1, keepdim=True) * 0.0).expand(*q_bhnd.shape[:3], v_bgmd.shape[-1])
     rows = Rows(torch.arange(n, device=device), torch.arange(m, device=device), mask.resolved_offset())
-    scores, visible = visible_scores(q_bhnd, k_bgmd, mask, bias, scale, rows)
+    scores, visible = visible_scores(q_bhnd, k_bgmd, mask, bias, scale, rows, spec.weights, projection)
     v_bhmd = v_bgmd.to(scores.dtype).repeat_interleave(q_bhnd.shape[1] // v_bgmd.shape[1], dim=1)
     if isinstance(spec.read, Laser):
         out = laser_read(log_weights(spec.weights, scores, visible), visible, v_bhmd)

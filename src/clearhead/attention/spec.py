@@ -48,6 +48,10 @@ class Weights(Choice):
     kind = "weights"
     rows_sum_to_one: ClassVar[bool] = False
 
+    def equivalent_keys(self, seen: float) -> float:
+        """For a query that sees so many keys: how many keys of dense attention cost as many operations."""
+        return seen
+
 
 @dataclass(frozen=True)
 class Read(Choice):
@@ -123,6 +127,46 @@ class SelfAdjust(Weights):
         if self.form not in self.FORMS:
             hint = nearest(self.form, self.FORMS)
             raise UserError(f"self_adjust: unknown form {self.form!r}{hint}; forms: {', '.join(self.FORMS)}")
+
+
+@register("performer")
+@dataclass(frozen=True)
+class Performer(Weights):
+    """FAVOR+ (arXiv 2009.14794): weights phi(q).phi(k) / sum, linear in length; see `attention/performer.py`.
+
+    `features` counts random projections (hyperbolic and trigonometric make two features of each). A layer draws new
+    ones every `redraw` training forwards (0 = never), from `seed`.
+    """
+
+    kernel: str = "softmax"
+    features: int = 256
+    redraw: int = 1000
+    seed: int = 0
+
+    KERNELS: ClassVar[tuple[str, ...]] = ("softmax", "hyperbolic", "regularized", "trigonometric", "relu")
+
+    def __post_init__(self) -> None:
+        if self.kernel not in self.KERNELS:
+            hint = nearest(self.kernel, self.KERNELS)
+            raise UserError(f"performer: unknown kernel {self.kernel!r}{hint}; kernels: {', '.join(self.KERNELS)}")
+        for name, low in (("features", 1), ("redraw", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise UserError(f"performer: expected {name} of at least {low}, got {value!r}")
+
+    @property
+    def rows_sum_to_one(self) -> bool:  # type: ignore[override]
+        """Whether weights are positive and sum to 1: with every kernel but the trigonometric one."""
+        return self.kernel != "trigonometric"
+
+    @property
+    def width(self) -> int:
+        """Features that a key leaves behind."""
+        return self.features * (2 if self.kernel in ("hyperbolic", "trigonometric") else 1)
+
+    def equivalent_keys(self, seen: float) -> float:
+        """Per head: projecting q and k costs 4 m d, adding to and reading the sums 4 r d; a visible key costs 4 d."""
+        return float(self.features + self.width)
 
 
 @register("mean")
@@ -260,6 +304,16 @@ INVALID_PRODUCTS: tuple[ProductRule, ...] = (
         lambda s: isinstance(s.read, Laser) and not s.weights.rows_sum_to_one,
         "LASER reads log(A exp V), which needs weights that sum to 1 in each row; the rows of {weights} do not, so a "
         "shift of the values would change the result (drop laser, or use softmax weights)",
+    ),
+    ProductRule(
+        lambda s: isinstance(s.weights, Performer) and not isinstance(s.pattern, Full),
+        "{weights} sums over features and never makes a score, so it cannot leave out keys by a pattern (drop the "
+        "pattern, or use softmax weights with it)",
+    ),
+    ProductRule(
+        lambda s: isinstance(s.weights, Performer) and isinstance(s.temperature, Learned),
+        "a scale on the queries of {weights} does nothing to ReLU features and multiplies the variance of the others "
+        "exponentially (use selective with temperature_on=value, or drop it)",
     ),
 )
 

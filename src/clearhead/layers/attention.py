@@ -17,8 +17,9 @@ from clearhead.attention.spec import AttentionSpec
 from clearhead.layers.gate import FixedGate, TokenGate
 from clearhead.layers.geometry import Geometry
 from clearhead.layers.norms import RMS_EPS
+from clearhead.layers.performer import PerformerFeatures
 from clearhead.layers.temperature import LearnedTemperatures, SelectiveTemperatures
-from clearhead.memory.cache import KVCache
+from clearhead.memory.performer import Cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,7 @@ class Attention(nn.Module):
         temperatures: SelectiveTemperatures | LearnedTemperatures | None = None,
         gate: FixedGate | TokenGate | None = None,
         dropout: float = 0.0,
+        features: PerformerFeatures | None = None,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
@@ -67,9 +69,10 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(head_dim, eps=RMS_EPS) if qk_norm else None
         self.temperatures = temperatures
         self.gate = gate
+        self.features = features
         self.output = nn.Linear(heads * head_dim, width, bias=False)
 
-    def forward(self, x_btw: Tensor, geometry: Geometry, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x_btw: Tensor, geometry: Geometry, cache: Cache | None = None) -> Tensor:
         """See the class."""
         q_btp = self.query(x_btw)  # before keys and values: the order decides how gradients of x are rounded
         return self.look(x_btw, q_btp, self.read(x_btw, geometry), geometry, cache)
@@ -84,7 +87,7 @@ class Attention(nn.Module):
         return Source(k_bgsd, self._split(v_bsp), *taus)
 
     def look(
-        self, x_btw: Tensor, q_btp: Tensor, source: Source, geometry: Geometry, cache: KVCache | None = None
+        self, x_btw: Tensor, q_btp: Tensor, source: Source, geometry: Geometry, cache: Cache | None = None
     ) -> Tensor:
         """Let the projected queries of `x` attend to `source`, and mix the heads."""
         temperatures = None
@@ -105,6 +108,7 @@ class Attention(nn.Module):
             temperatures=temperatures,
             dropout_p=self.dropout if self.training else 0.0,
             state=cache,
+            projection=None if self.features is None else self.features(),
         ).out
         if self.gate is not None:
             out_bhtd = self.gate(out_bhtd, x_btw)

@@ -13,7 +13,7 @@ from clearhead.layers.cross_attention import Cross, CrossAttention
 from clearhead.layers.feed_forward import FeedForward, SwiGLU
 from clearhead.layers.geometry import Geometry
 from clearhead.layers.residual import PostNormResidual, PreNormResidual
-from clearhead.memory.cache import KVCache
+from clearhead.memory.performer import Cache
 
 Residual = PreNormResidual | PostNormResidual
 
@@ -48,7 +48,7 @@ class Block(nn.Module):
         self,
         x_btw: Tensor,
         geometry: Geometry,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         states_bsw: Tensor | None = None,
         cross: Cross | None = None,
     ) -> Tensor:

@@ -65,6 +65,11 @@ def mean_visible_keys(config: ModelConfig, context: int, *, causal: bool = True)
     return config.spec.pattern.mean_keys(context, causal=causal)
 
 
+def _paid_keys(config: ModelConfig, seen: float) -> float:
+    """Keys of dense attention that cost as much as a query which sees so many."""
+    return config.spec.weights.equivalent_keys(seen)
+
+
 def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int) -> float:
     """Floating point operations per token, forward and backward, at `context` tokens.
 
@@ -73,19 +78,21 @@ def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int
     For seq2seq it is the cost per target token of a pair whose source and target have `context` tokens each, both
     stacks together. W counts `multiplied_weights`: 2 operations per weight, multiply and add. Q K^T and A V cost 2
     operations each per query component and visible key; keys is `mean_visible_keys`, in cross attention the context.
-    The backward pass costs twice the forward.
-    Left out, as everywhere: norms, activations, softmax and what self_adjust and laser do to each weight or value, the
-    scores that a kernel makes again in its backward pass, and the masked half that a kernel may compute in vain.
+    The backward pass costs twice the forward. A performer pays for features instead of keys, at any context
+    (`Performer.equivalent_keys`, with as many key heads as query heads).
+    Left out, as everywhere: norms, activations, softmax and what self_adjust and laser do to each weight or value, what
+    a kernel makes again in its backward pass (scores; of a performer features, and the squares of its chunks), and the
+    masked half that a kernel may compute in vain.
 
     Raises `ValueError` for a context below 1.
     """
     if context < 1:
         raise ValueError(f"flops_per_token: expected a context of at least 1 token, got {context}")
-    causal, both_ways = (mean_visible_keys(config, context, causal=kind) for kind in (True, False))
+    causal, both_ways = (_paid_keys(config, mean_visible_keys(config, context, causal=kind)) for kind in (True, False))
     keys = {
         "decoder": config.layers * causal,
         "encoder": config.layers * both_ways,
-        "seq2seq": config.layers * both_ways + config.decoder_depth * (causal + context),
+        "seq2seq": config.layers * both_ways + config.decoder_depth * (causal + _paid_keys(config, context)),
     }[config.architecture]
     attention = 4 * config.heads * config.head_size * keys
     return 3.0 * (2.0 * multiplied_weights(model) + attention)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch.nn as nn
 
-from clearhead.attention.spec import Full, Learned, Selective
+from clearhead.attention.spec import Full, Learned, Performer, Selective
 from clearhead.init.admin_omega import constant_omega
 from clearhead.init.deepscale import embedding_std, logit_multiplier, residual_constants
 from clearhead.layers.attention import Attention
@@ -16,6 +16,7 @@ from clearhead.layers.cross_attention import CrossAttention
 from clearhead.layers.feed_forward import make_feed_forward
 from clearhead.layers.gate import make_gate
 from clearhead.layers.norms import make_norm
+from clearhead.layers.performer import PerformerFeatures
 from clearhead.layers.position.learned import LearnedPosition
 from clearhead.layers.position.sinusoidal import SinusoidalPosition
 from clearhead.layers.position.t5 import RelativePosition
@@ -57,6 +58,7 @@ def build_attention(kind: type[A], config: ModelConfig) -> A:
         temperatures=build_temperatures(config),
         gate=make_gate(config.output_gate, config.width, config.heads, config.head_size),
         dropout=config.attention_dropout,
+        features=PerformerFeatures(spec.weights, config.head_size) if isinstance(spec.weights, Performer) else None,
     )
 
 

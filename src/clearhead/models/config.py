@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-from clearhead.attention.spec import AttentionSpec, Laser
+from clearhead.attention.spec import AttentionSpec, Laser, Performer
 from clearhead.errors import UserError, nearest, unknown
 from clearhead.init.deepscale import CONSTANTS, DEPTH_COUNTS, residual_constants
 
@@ -186,6 +186,8 @@ class ModelConfig:
                 "set attention_dropout=0 and use dropout"
             )
         object.__setattr__(self, "temperature_on", _canonical_targets(self.temperature_on))
+        if isinstance(self.spec.weights, Performer):
+            self._check_performer()
 
     def _check_sizes(self) -> None:
         if self.heads % self.key_value_heads:
@@ -202,6 +204,23 @@ class ModelConfig:
         if self.position == "sinusoidal" and self.width % 2:
             raise UserError(
                 f"width: sinusoidal positions pair sine with cosine, expected an even width, got {self.width}"
+            )
+
+    def _check_performer(self) -> None:
+        if self.position in ("alibi", "t5"):
+            raise UserError(
+                f"position={self.position} with performer: it adds to scores, and performer never makes a score; take "
+                "rope, learned, sinusoidal or none"
+            )
+        if self.attention_dropout > 0.0:
+            raise UserError(
+                "attention_dropout with performer: the weights that it would drop are never made; set "
+                "attention_dropout=0 and use dropout"
+            )
+        if self.spec.temperature is not None and self.temperature_targets != ("value",):
+            raise UserError(
+                f"temperature_on={self.temperature_on} with performer: a temperature on queries or keys does nothing "
+                "to ReLU features and multiplies the variance of the others exponentially; set temperature_on=value"
             )
 
     def _check_architecture(self) -> None:

@@ -16,12 +16,15 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from clearhead.attention.spec import Performer
 from clearhead.init.standard import Draw
 from clearhead.init.start import start_parameters
 from clearhead.layers.cross_attention import Cross
 from clearhead.layers.geometry import Geometry
 from clearhead.layers.norms import make_norm
+from clearhead.layers.performer import PerformerFeatures
 from clearhead.memory.cache import KVCache
+from clearhead.memory.performer import Cache, PerformerState
 from clearhead.models import accounting
 from clearhead.models.build import build_block, build_embedding_norm, build_head_scale, build_position, build_relative
 from clearhead.models.config import ModelConfig
@@ -75,6 +78,8 @@ class Stack(Model):
         self.embedding_norm = build_embedding_norm(config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(build_block(config, cross=cross) for _ in range(layers))
+        for place, features in enumerate(m for m in self.blocks.modules() if isinstance(m, PerformerFeatures)):
+            features.start(place)
         pre = config.norm_placement == "pre"
         self.norm = make_norm(config.norm, config.width) if pre else nn.Identity()
         self.head_scale = build_head_scale(config) if head else None
@@ -95,7 +100,7 @@ class Stack(Model):
         self,
         x_btw: Tensor,
         geometry: Geometry,
-        caches: Sequence[KVCache] | None = None,
+        caches: Sequence[Cache] | None = None,
         states_bsw: Tensor | None = None,
         crosses: Sequence[Cross] | None = None,
     ) -> Tensor:
@@ -117,8 +122,8 @@ class Stack(Model):
         logits_btV = self.head(self.head_scale(x_btw))
         return logits_btV.to(torch.promote_types(logits_btV.dtype, torch.float32))
 
-    def new_caches(self, batch: int, capacity: int, dtype: torch.dtype | None, device: Any) -> tuple[KVCache, ...]:
-        """An empty cache for each block; see `Decoder.new_state`."""
+    def new_caches(self, batch: int, capacity: int, dtype: torch.dtype | None, device: Any) -> tuple[Cache, ...]:
+        """An empty cache for each block, or a performer's sums; see `Decoder.new_state`."""
         config, weight = self.config, self.embedding.weight
         device = weight.device if device is None else torch.device(device)
         if dtype is None:
@@ -128,6 +133,16 @@ class Stack(Model):
             raise ValueError(
                 f"capacity: {capacity} tokens, but learned positions end at context={config.context}; "
                 f"ask for fewer, or use position='rope'"
+            )
+        weights = config.spec.weights
+        if isinstance(weights, Performer):
+            if not weights.rows_sum_to_one:
+                dtype = torch.float64  # sums with signs nearly cancel
+            return tuple(
+                PerformerState.allocate(
+                    batch, config.key_value_heads, weights.width, config.head_size, dtype=dtype, device=device
+                )
+                for _ in self.blocks
             )
         return tuple(
             KVCache.allocate(batch, config.key_value_heads, capacity, config.head_size, dtype=dtype, device=device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clearhead.layers.cross_attention import SourceCache
-from clearhead.memory.cache import KVCache
+from clearhead.memory.performer import Cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class DecoderState:
     length: rows of unequal length (left-padded prompts) each go on where they stand.
     """
 
-    caches: tuple[KVCache, ...]
+    caches: tuple[Cache, ...]
 
     @property
     def lengths(self) -> Tensor:

@@ -28,10 +28,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from clearhead.attention.call import Call
+from clearhead.attention.features import kernel_scores
 from clearhead.attention.observe import watching
 from clearhead.attention.precision import without_autocast, working_dtype
 from clearhead.attention.reference import DENSE_WEIGHTS
-from clearhead.attention.spec import Softmax
+from clearhead.attention.spec import Performer, Softmax
 from clearhead.attention.terms import Rows
 from clearhead.signal.taps import effective_ranks
 from clearhead.signal.trace import AttentionStats
@@ -164,6 +165,8 @@ class AttentionProbe:
         sequence_h, row_r, counts_hr = self._drawn(b, h, n, call.q.device)
         rows = Rows(row_r, torch.arange(m, device=call.q.device), call.mask.resolved_offset())
         scores = _scores(call.q, call.k, sequence_h, row_r, call.scale)
+        if isinstance(call.spec.weights, Performer) and not call.spec.weights.rows_sum_to_one:
+            return  # weights with signs have no entropy
         if call.bias is not None:
             scores = scores + _of_heads(call.bias.block(rows), sequence_h).to(scores.dtype)
         seen = call.mask.visible(rows)
@@ -171,7 +174,9 @@ class AttentionProbe:
         if seen is not None:
             visible = visible & _of_heads(seen, sequence_h)
         weights = None
-        if not isinstance(call.spec.weights, Softmax):
+        if isinstance(call.spec.weights, Performer):  # softmax of the logs of the kernel that it makes
+            scores = _kernel_scores(call, sequence_h, row_r)
+        elif not isinstance(call.spec.weights, Softmax):
             formula = DENSE_WEIGHTS[type(call.spec.weights)]
             weights = formula(call.spec.weights, scores.unsqueeze(0), visible.unsqueeze(0)).squeeze(0)
         self._keep("attend", scores, visible, counts_hr, weights)
@@ -296,6 +301,21 @@ def _scores(q_bhnd: Tensor, k_bgmd: Tensor, sequence_h: Tensor, row_r: Tensor, s
     q_hrd = q_bhnd[sequence_h, heads][:, row_r].to(dtype)
     k_hmd = k_bgmd[sequence_h.expand(h), heads // (h // g)].to(dtype)
     return q_hrd @ k_hmd.mT * scale
+
+
+def _kernel_scores(call: Call, sequence_h: Tensor, row_r: Tensor) -> Tensor:
+    """What `_scores` is, of a performer: [h, r, m]."""
+    assert isinstance(call.spec.weights, Performer)
+    assert call.projection is not None
+    _, h, g, _, m = call.sizes
+    heads = torch.arange(h, device=call.q.device)
+    q = call.q[sequence_h, heads][:, row_r].unsqueeze(0)
+    k = call.k[sequence_h.expand(h), heads // (h // g)].unsqueeze(0)
+    dtype = working_dtype(q.dtype)
+    everything = torch.ones((), dtype=torch.bool, device=q.device).expand(1, h, len(row_r), m)
+    return kernel_scores(
+        call.spec.weights.kernel, call.projection, q.to(dtype), k.to(dtype), call.scale, everything
+    ).squeeze(0)
 
 
 def _of_heads(x_bhrm: Tensor, sequence_h: Tensor) -> Tensor:
