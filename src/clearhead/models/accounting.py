@@ -21,6 +21,8 @@ _PART_OF_NAME = {
     "embedding": "embedding",
     "position": "position",
     "relative": "position",
+    "relative_key": "position",
+    "mix": "mix",
     "segment": "segment",
     "attention": "attention",
     "cross_attention": "cross_attention",
@@ -31,7 +33,7 @@ _PART_OF_NAME = {
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Parameters by part (embedding, position, segment, attention, cross_attention, feed_forward, norm, temperature,
-    gate, head) and "total".
+    gate, head, mix: the mixture of a feedback memory) and "total".
 
     Every parameter is counted once; a tied output matrix is embedding. Parts without parameters are left out.
     """

@@ -9,7 +9,7 @@ Legend: b batch, t tokens, s tokens of a source, w width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ class Stack(Model):
         cross: bool = False,
         head: bool = True,
         embedding: nn.Embedding | None = None,
+        make_block: Callable[..., nn.Module] = build_block,
     ) -> None:
         super().__init__()
         self.config = config
@@ -74,7 +75,7 @@ class Stack(Model):
         self.relative = build_relative(config, bidirectional=bidirectional)
         self.embedding_norm = build_embedding_norm(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(build_block(config, cross=cross) for _ in range(layers))
+        self.blocks = nn.ModuleList(make_block(config, cross=cross) for _ in range(layers))
         pre = config.norm_placement == "pre"
         self.norm = make_norm(config.norm, config.width) if pre else nn.Identity()
         self.head_scale = build_head_scale(config) if head else None
