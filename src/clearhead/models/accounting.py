@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch.nn as nn
 
+from clearhead.layers.feedback import FeedbackAttention
 from clearhead.layers.gate import FixedGate, TokenGate
 from clearhead.layers.temperature import LearnedTemperatures, SelectiveTemperatures, TokenPart
 from clearhead.models.config import ModelConfig
@@ -78,11 +79,17 @@ def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int
     The backward pass costs twice the forward.
     Left out, as everywhere: norms, activations, softmax and what self_adjust and laser do to each weight or value, the
     scores that a kernel makes again in its backward pass, and the masked half that a kernel may compute in vain.
+    For feedback, keys is `mean_memories` in each layer, and keys and values of memories cost what
+    `memory_flops_per_token` says.
 
     Raises `ValueError` for a context below 1.
     """
     if context < 1:
         raise ValueError(f"flops_per_token: expected a context of at least 1 token, got {context}")
+    if config.architecture == "feedback":
+        attention = 4 * config.heads * config.head_size * config.layers * mean_memories(config, context)
+        others = multiplied_weights(model) - _source_weights(model)
+        return 3.0 * (2.0 * others + attention) + memory_flops_per_token(model, config, context)
     causal, both_ways = (mean_visible_keys(config, context, causal=kind) for kind in (True, False))
     keys = {
         "decoder": config.layers * causal,
@@ -91,3 +98,39 @@ def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int
     }[config.architecture]
     attention = 4 * config.heads * config.head_size * keys
     return 3.0 * (2.0 * multiplied_weights(model) + attention)
+
+
+def mean_memories(config: ModelConfig, context: int) -> float:
+    """Memories that a token of a Feedback Transformer sees, averaged over `context` positions."""
+    window = config.feedback_window
+    if config.feedback_start == "zeros":
+        return float(window)
+    rising = min(context, window)  # position p sees min(p, window) memories
+    return (rising * (rising - 1) / 2 + (context - rising) * window) / context
+
+
+def memory_flops_per_token(model: nn.Module, config: ModelConfig, context: int) -> float:
+    """What keys and values of memories cost a token, forward and backward.
+
+    Each memory is projected once, but for the last of a block, which nobody reads before the border. At each border
+    the memories that are carried over are projected again; they are detached, so going back costs their matrices only:
+    twice the forward and not three times.
+    """
+    block, window = config.feedback_block, config.feedback_window
+    borders = range(0, context, block)
+    carried = sum(window if config.feedback_start == "zeros" else min(border, window) for border in borders)
+    once = context - len(borders)
+    return 2.0 * _source_weights(model) * (3 * once + 2 * carried) / context
+
+
+def _source_weights(model: nn.Module) -> int:
+    """Weights that make keys and values of a memory, shared ones once."""
+    found: dict[int, int] = {}
+    for attention in model.modules():
+        if isinstance(attention, FeedbackAttention):
+            temperatures = attention.temperatures
+            made = [getattr(temperatures, name, None) for name in ("key", "value")]
+            for module in (attention.key, attention.value, *made):
+                if module is not None:
+                    found[id(module)] = multiplied_weights(module)
+    return sum(found.values())
