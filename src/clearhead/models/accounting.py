@@ -113,14 +113,15 @@ def memory_flops_per_token(model: nn.Module, config: ModelConfig, context: int) 
     """What keys and values of memories cost a token, forward and backward.
 
     Each memory is projected once, but for the last of a block, which nobody reads before the border. At each border
-    the memories that are carried over are projected again; they are detached, so going back costs their matrices only:
-    twice the forward and not three times.
+    the memories that are carried over are projected again; they are detached, so without a norm of their own (under
+    post-norm) going back costs the matrices' gradients only: twice the forward in all, and not three times.
     """
     block, window = config.feedback_block, config.feedback_window
     borders = range(0, context, block)
     carried = sum(window if config.feedback_start == "zeros" else min(border, window) for border in borders)
     once = context - len(borders)
-    return 2.0 * _source_weights(model) * (3 * once + 2 * carried) / context
+    again = 3 if config.norm_placement == "pre" else 2
+    return 2.0 * _source_weights(model) * (3 * once + again * carried) / context
 
 
 def _source_weights(model: nn.Module) -> int:

@@ -87,6 +87,8 @@ class FeedbackDecoder(Stack):
         check_inputs(self.config, tokens_bt, segments, valid, state)
         b, t = tokens_bt.shape
         device = tokens_bt.device
+        if state is not None:
+            self._check_state(state, b, t)
         turn_bt = count_b = None
         columns = t
         if valid is not None and not bool(valid.all()):
@@ -141,6 +143,23 @@ class FeedbackDecoder(Stack):
             dtype=weight.dtype if dtype is None else dtype,
             device=weight.device if device is None else device,
         )
+
+    def _check_state(self, state: FeedbackState, batch: int, tokens: int) -> None:
+        config = self.config
+        wanted = (batch, config.feedback_window, config.width)
+        if state.memory.shape != wanted:
+            raise ValueError(
+                f"state: expected {wanted[0]} rows of {wanted[1]} memories of width {wanted[2]}, got "
+                f"{tuple(state.memory.shape)}; make it with new_state"
+            )
+        if config.position == "learned":
+            longest = state.equal_length
+            longest = int(state.lengths.max()) if longest is None else longest
+            if longest + tokens > config.context:
+                raise ValueError(
+                    f"tokens: {tokens} after {longest}, but learned positions end at context={config.context}; "
+                    f"reset the state, or use position='rope'"
+                )
 
     # ---- keys and values of memories ----
 
@@ -217,11 +236,6 @@ class _Pass:
             if not held:
                 assert state.equal_length is not None
                 held = min(state.equal_length, self.window)
-            if state.memory.shape[::2] != (batch, config.width) or state.window != self.window:
-                raise ValueError(
-                    f"state: expected {batch} rows of {self.window} memories of width {config.width}, got "
-                    f"{tuple(state.memory.shape)}; make it with new_state"
-                )
             self.memory = state.memory[:, self.window - held :]
         self.fresh: list[Tensor] = []
         self.border = 0  # column of the last border
