@@ -20,6 +20,7 @@ from clearhead.models.make import build_model
 from experiments.feedback.task import STATES, VOCABULARY, accuracy_by_band, draw
 
 WINDOW, BLOCK, TOKENS = 8, 32, 128
+CLIP = 1.0
 """Tokens seen back; tokens through which gradients flow; tokens of a stream in training and in scoring."""
 
 
@@ -73,7 +74,7 @@ def run_one(setup: Setup, *, seed: int, steps: int, batch: int = 64, lr: float =
         optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         at += BLOCK
     model.eval()

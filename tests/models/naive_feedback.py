@@ -53,7 +53,9 @@ def _block(config, weights, layer, x, seen, position):
     for part in ("attention", "feed_forward"):
         norm = f"{here}{part}_residual.norm"
         h = _norm(config, weights, norm, x) if config.norm_placement == "pre" else x
-        out = _attention(config, weights, layer, h, seen, position) if part == "attention" else _hidden(weights, here, h)
+        out = (
+            _attention(config, weights, layer, h, seen, position) if part == "attention" else _hidden(weights, here, h)
+        )
         x = x + out
         x = _norm(config, weights, norm, x) if config.norm_placement == "post" else x
     return x

@@ -67,6 +67,15 @@ def decoded(model, tokens, size, **options):
         return torch.cat([model(part, state=state) for part in tokens.split(size, dim=1)], dim=1)
 
 
+def attention_inputs(model, tokens, part, read):
+    """What `read` finds in the arguments of (a part of) the first block's attention, token by token."""
+    found = []
+    module = model.blocks[0].attention.get_submodule(part)
+    module.register_forward_pre_hook(lambda module, args: found.append(read(args)))
+    model(tokens)
+    return found
+
+
 # ---- equal to the model written out ----
 
 
@@ -204,13 +213,10 @@ def test_what_the_first_token_attends_to(make, tokens):
     for start in ("nothing", "zeros"):
         for norm in ("rms", "layer"):
             model = make(feedback_start=start, norm=norm, position="none")
-            mixed = []
-            model.blocks[0].attention.output.register_forward_hook(lambda module, args, out: mixed.append(args[0]))
-            model(tokens[:, :1])
-            found[start, norm] = mixed[0]
+            found[start, norm] = attention_inputs(model, tokens[:, :1], "output", lambda args: args[0])[0]
             if (start, norm) == ("zeros", "layer"):
                 value = model.blocks[0].attention.value.weight @ model.memory_norm.bias
-                torch.testing.assert_close(mixed[0], value.expand(3, 1, -1))
+                torch.testing.assert_close(found[start, norm], value.expand(3, 1, -1))
     assert all((found[key] == 0).all() for key in found if key != ("zeros", "layer"))
     assert found["zeros", "layer"].abs().max() > 1e-2
     # With keys of 0, zero vectors are a sink: they take weight from the one memory that holds something.
@@ -223,11 +229,7 @@ def test_zeros_leave_the_window_token_by_token(make, tokens):
     """From token `window` on, both starts read the same slots; only what memories made of the start remains."""
     for start, wanted in (("nothing", [0, 1, 2, 3, 4, 5, 5]), ("zeros", [5] * 7)):
         model = make(feedback_start=start)
-        sizes = []
-        attention = model.blocks[0].attention
-        attention.register_forward_pre_hook(lambda module, args: sizes.append(args[2].key.shape[2]))
-        model(tokens[:, :7])
-        assert sizes == wanted
+        assert attention_inputs(model, tokens[:, :7], "", lambda args: args[2].key.shape[2]) == wanted
 
 
 @every_case
@@ -529,7 +531,7 @@ def test_refuses_calls_that_do_not_fit(make, tokens):
         model(tokens[:, :3], segments=tokens[:, :3], state=model.new_state(3))
     with pytest.raises(ValueError, match="expected 3 rows of 5 memories of width 24"):
         model(tokens[:, :3], state=model.new_state(2))
-    with torch.no_grad(), pytest.raises(ValueError, match="6 after 11, but learned positions end"):
-        state = model.new_state(3)
-        model(tokens[:, :11], state=state)
+    state = model.new_state(3)
+    model(tokens[:, :11], state=state)
+    with pytest.raises(ValueError, match="6 after 11, but learned positions end"):
         model(tokens[:, :6], state=state)

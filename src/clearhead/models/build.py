@@ -13,8 +13,8 @@ from clearhead.init.deepscale import embedding_std, logit_multiplier, residual_c
 from clearhead.layers.attention import Attention
 from clearhead.layers.block import Block, Residual
 from clearhead.layers.cross_attention import CrossAttention
-from clearhead.layers.feedback import FeedbackAttention, FeedbackBlock
 from clearhead.layers.feed_forward import make_feed_forward
+from clearhead.layers.feedback import FeedbackAttention, FeedbackBlock
 from clearhead.layers.gate import make_gate
 from clearhead.layers.norms import make_norm
 from clearhead.layers.position.learned import LearnedPosition

@@ -107,8 +107,8 @@ class ModelConfig:
     feedback_share_kv: bool = True
     """feedback only: one pair of key and value matrices for all layers; false = each layer has its own."""
     feedback_start: str = "nothing"
-    """feedback only: what the first token sees: nothing (the output of attention is 0) | zeros (a window of zero vectors
-    that are attended to, as published)."""
+    """feedback only: what the first token sees: nothing (the output of attention is 0) | zeros (a window of zero
+    vectors that are attended to, as published)."""
     segment_types: int = 0
     """encoder only: rows of a table that is added by segment (BERT has 2); 0 = no such table."""
     attention: str = "softmax"
