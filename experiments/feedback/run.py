@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,10 +47,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=None, help="folder; results, or results-quick with --quick")
+    parser.add_argument("--out", type=Path, default=None, help="folder; results, or a passing one with --quick")
     parser.add_argument("--quick", action="store_true", help="two models, one seed, 20 steps: shows that it runs")
     asked = parser.parse_args()
-    out = asked.out or HERE / ("results-quick" if asked.quick else "results")
+    out = asked.out or (Path(tempfile.mkdtemp()) if asked.quick else HERE / "results")
     out.mkdir(parents=True, exist_ok=True)
     setups, seeds, steps = (QUICK, 1, 20) if asked.quick else (SETUPS, asked.seeds, asked.steps)
     run_missing(
