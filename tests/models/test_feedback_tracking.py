@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from experiments.feedback.task import STATES, accuracy_by_band, draw
 from experiments.feedback.train import Setup, run_one
 
