@@ -29,6 +29,7 @@ __getattr__, __dir__ = attach(
         "build_model": "clearhead.models.make:build_model",
         "Decoder": "clearhead.models.decoder:Decoder",
         "Encoder": "clearhead.models.encoder:Encoder",
+        "FeedbackDecoder": "clearhead.models.feedback:FeedbackDecoder",
         "Seq2Seq": "clearhead.models.seq2seq:Seq2Seq",
         "beam_search": "clearhead.models.beam:beam_search",
         "init_": "clearhead.init.apply:init_",

@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 ELSEWHERE: dict[str, set[str]] = {
-    "ModelConfig": {"architecture", "vocab_size", "context"},
+    "ModelConfig": {"vocab_size", "context"},
     "DataConfig": {"source", "context"},
     "OptimConfig": set(),
     "TrainConfig": {"steps", "tokens"},

@@ -174,10 +174,17 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
     if size not in PRESETS and not size.endswith(".json"):
         raise unknown("size of --model", size, PRESETS)
     model_start = PRESETS[size] if size in PRESETS else read_model_config(Path(size))
-    task = given(arguments, "--task") or "causal_lm"
+    architecture = given(arguments, "--model.architecture")
+    if architecture is not None and architecture not in TASKS:
+        raise unknown("architecture", architecture, TASKS)
+    task = given(arguments, "--task") or (TASKS[architecture] if architecture else "causal_lm")
     if task not in TASKS.values():
         raise unknown("task", task, TASKS.values())
-    architecture = next(name for name, owned in TASKS.items() if owned == task)
+    if architecture is None:  # a config of one's own may say; else the first architecture of the task
+        own = model_start.architecture
+        architecture = own if TASKS[own] == task else next(name for name, owned in TASKS.items() if owned == task)
+    elif TASKS[architecture] != task:
+        raise UserError(f"--task {task} does not train architecture={architecture}, which is for {TASKS[architecture]}")
     start = RunConfig(train=TrainConfig(steps=DEFAULT_STEPS))
     data_start, train_start = start.data, start.train
     if task == "translation":

@@ -9,6 +9,7 @@ from clearhead.anatomy.parts import Anatomy
 from clearhead.anatomy.rules import Rules
 from clearhead.anatomy.stacks import assemble
 from clearhead.errors import UserError
+from clearhead.layers.feedback import FeedbackBlock
 
 
 def anatomy_of(model: nn.Module) -> Anatomy:
@@ -22,13 +23,18 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     `Anatomy.unknown`.
 
     Raises `UserError`, one line, when no attention is found, and for a model inside the old
-    FullyShardedDataParallel, which hides the parameters (use `fully_shard`).
+    FullyShardedDataParallel, which hides the parameters (use `fully_shard`), and for a Feedback Transformer.
     """
     model = unwrap(model)
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise UserError(
             "FullyShardedDataParallel flattens the parameters away; shard the model with fully_shard (FSDP2), or hand "
             "over the model before it is wrapped"
+        )
+    if any(isinstance(module, FeedbackBlock) for module in model.modules()):
+        raise UserError(
+            "architecture=feedback runs its blocks once a token and its layers look at a mixture of all layers: no "
+            "theory and no measurement here fits it; inspect a decoder of the same shape instead"
         )
     found = clearhead.recognise(model)
     if found is None:

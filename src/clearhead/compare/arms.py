@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from clearhead.attention.spec import AttentionSpec
 from clearhead.errors import UserError, nearest
-from clearhead.train.config import RunConfig
+from clearhead.train.config import DECODERS, RunConfig
 
 FIXED_KEYS: dict[str, str] = {
     "data.source": "every arm is judged on the same text",
@@ -24,7 +24,6 @@ FIXED_KEYS: dict[str, str] = {
     "data.test_fraction": "every arm is judged on the same split",
     "data.split_seed": "every arm is judged on the same split",
     "data.max_bytes": "every arm is judged on the same text",
-    "model.architecture": "arms are decoders for now; other architectures have other tasks and scores",
     "train.seed": "the seeds belong to the plan, so that runs can be paired",
     "train.steps": "the budget belongs to the plan; see its budget option",
     "train.tokens": "the budget belongs to the plan; see its budget option",
@@ -88,8 +87,8 @@ class Arm:
 
     def apply(self, base: RunConfig) -> RunConfig:
         """Return `base` with this arm's overrides; misspelt or fixed keys raise `UserError`."""
-        for key in self.overrides:
-            _check_key(self.name, key, base)
+        for key, value in self.overrides.items():
+            _check_key(self.name, key, value, base)
         try:
             return apply_overrides(base, self.overrides)
         except UserError as error:
@@ -115,7 +114,7 @@ def known_keys(config: RunConfig) -> list[str]:
     ]
 
 
-def _check_key(arm: str, key: str, base: RunConfig) -> None:
+def _check_key(arm: str, key: str, value: Any, base: RunConfig) -> None:
     keys = known_keys(base)
     if key not in keys:
         own = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]  # the right field in the wrong section
@@ -125,6 +124,11 @@ def _check_key(arm: str, key: str, base: RunConfig) -> None:
         )
     if key in FIXED_KEYS:
         raise UserError(f"arm {arm!r} may not change {key}: {FIXED_KEYS[key]}")
+    if key == "model.architecture" and value not in DECODERS:
+        raise UserError(
+            f"arm {arm!r} may not change {key} to {value}: arms are decoders for now ({', '.join(DECODERS)}); other "
+            f"architectures have other tasks and scores"
+        )
 
 
 def apply_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:

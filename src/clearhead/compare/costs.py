@@ -10,7 +10,7 @@ from typing import Any
 from clearhead.compare.arms import config_difference
 from clearhead.compare.plan import ComparePlan
 from clearhead.errors import UserError
-from clearhead.models.decoder import Decoder
+from clearhead.models.make import ARCHITECTURES
 from clearhead.train.config import RunConfig
 
 
@@ -58,7 +58,7 @@ def run_config(config: RunConfig, *, steps: int, seed: int, rate: float | None) 
 
 def _size(name: str, config: RunConfig) -> dict[str, Any]:
     try:
-        model = Decoder(config.model)
+        model: Any = ARCHITECTURES[config.model.architecture](config.model)
     except ValueError as error:
         raise UserError(f"arm {name!r} cannot be built: {error}") from error
     return {

@@ -18,7 +18,7 @@ from clearhead.compare.arms import Arm, apply_overrides, check_arms, flatten, kn
 from clearhead.data.config import DataConfig
 from clearhead.errors import UserError, nearest, unknown
 from clearhead.models.config import ModelConfig
-from clearhead.train.config import OptimConfig, RunConfig, TrainConfig
+from clearhead.train.config import DECODERS, OptimConfig, RunConfig, TrainConfig
 
 Budget = Literal["tokens", "flops", "time"]
 
@@ -250,7 +250,7 @@ def _with_base(
 
 
 def _require_decoder(architecture: object) -> None:
-    if architecture != "decoder":
+    if architecture not in DECODERS:
         raise UserError(
             f"compare is about decoders on running text for now, got model.architecture={architecture}; train such "
             f"models one by one: clearhead train --task masked_lm | translation"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch.nn as nn
 
+from clearhead.layers.feedback import FeedbackAttention
 from clearhead.layers.gate import FixedGate, TokenGate
 from clearhead.layers.temperature import LearnedTemperatures, SelectiveTemperatures, TokenPart
 from clearhead.models.config import ModelConfig
@@ -21,6 +22,8 @@ _PART_OF_NAME = {
     "embedding": "embedding",
     "position": "position",
     "relative": "position",
+    "relative_key": "position",
+    "mix": "mix",
     "segment": "segment",
     "attention": "attention",
     "cross_attention": "cross_attention",
@@ -31,7 +34,7 @@ _PART_OF_NAME = {
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Parameters by part (embedding, position, segment, attention, cross_attention, feed_forward, norm, temperature,
-    gate, head) and "total".
+    gate, head, mix: the mixture of a feedback memory) and "total".
 
     Every parameter is counted once; a tied output matrix is embedding. Parts without parameters are left out.
     """
@@ -79,7 +82,8 @@ def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int
     stacks together. W counts `multiplied_weights`: 2 operations per weight, multiply and add. Q K^T and A V cost 2
     operations each per query component and visible key; keys is `mean_visible_keys`, in cross attention the context.
     The backward pass costs twice the forward. A performer pays for features instead of keys, at any context
-    (`Performer.equivalent_keys`, with as many key heads as query heads).
+    (`Performer.equivalent_keys`, with as many key heads as query heads). For feedback, keys is `mean_memories` in each
+    layer, and keys and values of memories cost what `memory_flops_per_token` says.
     Left out, as everywhere: norms, activations, softmax and what self_adjust and laser do to each weight or value, what
     a kernel makes again in its backward pass (scores; of a performer features, and the squares of its chunks), and the
     masked half that a kernel may compute in vain.
@@ -88,6 +92,10 @@ def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int
     """
     if context < 1:
         raise ValueError(f"flops_per_token: expected a context of at least 1 token, got {context}")
+    if config.architecture == "feedback":
+        attention = 4 * config.heads * config.head_size * config.layers * mean_memories(config, context)
+        others = multiplied_weights(model) - _source_weights(model)
+        return 3.0 * (2.0 * others + attention) + memory_flops_per_token(model, config, context)
     causal, both_ways = (_paid_keys(config, mean_visible_keys(config, context, causal=kind)) for kind in (True, False))
     keys = {
         "decoder": config.layers * causal,
@@ -96,3 +104,40 @@ def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int
     }[config.architecture]
     attention = 4 * config.heads * config.head_size * keys
     return 3.0 * (2.0 * multiplied_weights(model) + attention)
+
+
+def mean_memories(config: ModelConfig, context: int) -> float:
+    """Memories that a token of a Feedback Transformer sees, averaged over `context` positions."""
+    window = config.feedback_window
+    if config.feedback_start == "zeros":
+        return float(window)
+    rising = min(context, window)  # position p sees min(p, window) memories
+    return (rising * (rising - 1) / 2 + (context - rising) * window) / context
+
+
+def memory_flops_per_token(model: nn.Module, config: ModelConfig, context: int) -> float:
+    """What keys and values of memories cost a token, forward and backward.
+
+    Each memory is projected once, but for the last of a block, which nobody reads before the border. At each border
+    the memories that are carried over are projected again; they are detached, so without a norm of their own (under
+    post-norm) going back costs the matrices' gradients only: twice the forward in all, and not three times.
+    """
+    block, window = config.feedback_block, config.feedback_window
+    borders = range(0, context, block)
+    carried = sum(window if config.feedback_start == "zeros" else min(border, window) for border in borders)
+    once = context - len(borders)
+    again = 3 if config.norm_placement == "pre" else 2
+    return 2.0 * _source_weights(model) * (3 * once + again * carried) / context
+
+
+def _source_weights(model: nn.Module) -> int:
+    """Weights that make keys and values of a memory, shared ones once."""
+    found: dict[int, int] = {}
+    for attention in model.modules():
+        if isinstance(attention, FeedbackAttention):
+            temperatures = attention.temperatures
+            made = [getattr(temperatures, name, None) for name in ("key", "value")]
+            for module in (attention.key, attention.value, *made):
+                if module is not None:
+                    found[id(module)] = multiplied_weights(module)
+    return sum(found.values())

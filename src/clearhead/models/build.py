@@ -14,6 +14,7 @@ from clearhead.layers.attention import Attention
 from clearhead.layers.block import Block, Residual
 from clearhead.layers.cross_attention import CrossAttention
 from clearhead.layers.feed_forward import make_feed_forward
+from clearhead.layers.feedback import FeedbackAttention, FeedbackBlock
 from clearhead.layers.gate import make_gate
 from clearhead.layers.norms import make_norm
 from clearhead.layers.performer import PerformerFeatures
@@ -45,6 +46,21 @@ def build_block(config: ModelConfig, *, cross: bool = False) -> Block:
     )
 
 
+def build_feedback_block(config: ModelConfig, *, cross: bool = False) -> FeedbackBlock:
+    """One block of a Feedback Transformer, with matrices of its own for keys and values; it has no cross attention."""
+
+    def residual() -> Residual:
+        norm, rule = make_norm(config.norm, config.width), build_rule(config)
+        return make_residual(config.norm_placement, norm, rule=rule, dropout=config.dropout)
+
+    return FeedbackBlock(
+        build_attention(FeedbackAttention, config),
+        make_feed_forward(config.feed_forward, config.width, config.hidden_size),
+        attention_residual=residual(),
+        feed_forward_residual=residual(),
+    )
+
+
 def build_attention(kind: type[A], config: ModelConfig) -> A:
     """The attention of a block. Cross attention takes every choice of the spec but its pattern."""
     spec = dataclasses.replace(config.spec, pattern=Full()) if kind is CrossAttention else config.spec
@@ -67,7 +83,8 @@ def build_rule(config: ModelConfig, *, cross: bool = False) -> nn.Module:
 
     cross: the sum stands in a decoder that reads an encoder; a seq2seq model's other sums are its encoder's.
     """
-    layers, _ = config.depths["decoder" if cross or config.architecture == "decoder" else "encoder"]
+    stack = "decoder" if cross else {"seq2seq": "encoder"}.get(config.architecture, config.architecture)
+    layers, _ = config.depths[stack]
     branches = 3 if cross else 2
     if config.init in DEEPSCALE:
         constants = residual_constants(

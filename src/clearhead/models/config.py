@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-from clearhead.attention.spec import AttentionSpec, Laser, Performer
+from clearhead.attention.spec import AttentionSpec, Full, Laser, Performer
 from clearhead.errors import UserError, nearest, unknown
 from clearhead.init.deepscale import CONSTANTS, DEPTH_COUNTS, residual_constants
 
-ARCHITECTURES = ("decoder", "encoder", "seq2seq")
+ARCHITECTURES = ("decoder", "encoder", "seq2seq", "feedback")
 FEED_FORWARDS = ("swiglu", "gelu", "relu")
 NORMS = ("layer", "rms")
 NORM_PLACEMENTS = ("pre", "post")
-POSITIONS = ("none", "learned", "sinusoidal", "rope", "alibi", "t5")
+POSITIONS = ("none", "learned", "sinusoidal", "rope", "alibi", "t5", "relative_key")
+FEEDBACK_STARTS = ("nothing", "zeros")
 OUTPUT_GATES = ("none", "fixed", "head", "element")
 INITS = ("standard", "xavier", "small", "deepscale", "deepscale_simple", "admin", "admin_constant")
 DEEPSCALE = ("deepscale", "deepscale_simple")
@@ -42,6 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm_placement": NORM_PLACEMENTS,
     "position": POSITIONS,
     "output_gate": OUTPUT_GATES,
+    "feedback_start": FEEDBACK_STARTS,
     "init": INITS,
     "depth_counts": DEPTH_COUNTS,
     "deepscale_constants": CONSTANTS,
@@ -65,7 +67,8 @@ class ModelConfig:
 
     architecture: str = "decoder"
     """decoder (causal, next token) | encoder (every token sees every token, masked tokens) | seq2seq (an encoder, and a
-    decoder that also reads it: translation)."""
+    decoder that also reads it: translation) | feedback (a decoder whose layers all see one memory of the past, made of
+    all layers' outputs; token by token, so slow to train)."""
     vocab_size: int = 257
     """Number of token ids; the byte tokenizer has 257, and a masked LM needs one more for the mask."""
     context: int = 256
@@ -97,6 +100,15 @@ class ModelConfig:
     """The output matrix is the token embedding (of the decoder, in a seq2seq model)."""
     share_embeddings: bool = True
     """seq2seq only: encoder and decoder read one token table."""
+    feedback_window: int = 64
+    """feedback only: memories that a token sees, those of the tokens before it."""
+    feedback_block: int = 64
+    """feedback only: tokens through which gradients flow back; they stop at the border of a block."""
+    feedback_share_kv: bool = True
+    """feedback only: one pair of key and value matrices for all layers; false = each layer has its own."""
+    feedback_start: str = "nothing"
+    """feedback only: what the first token sees: nothing (the output of attention is 0) | zeros (a window of zero
+    vectors that are attended to, as published)."""
     segment_types: int = 0
     """encoder only: rows of a table that is added by segment (BERT has 2); 0 = no such table."""
     attention: str = "softmax"
@@ -105,7 +117,8 @@ class ModelConfig:
     """Dropout on attention weights (meaningless with laser, which refuses it)."""
     position: str = "rope"
     """none | learned | sinusoidal (both add to the embedding) | rope (turns q and k) | alibi (biases the scores) | t5
-    (a learned bias per head and distance, one table for all layers of a stack)."""
+    (a learned bias per head and distance, one table for all layers of a stack) | relative_key (feedback only: a learned
+    vector per distance that is added to keys)."""
     rope_base: float = 10000.0
     """Base of the rotary frequencies."""
     relative_buckets: int = 32
@@ -157,7 +170,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "layers", "width", "heads"):
             _check_count(name, getattr(self, name))
-        for name in ("relative_buckets", "relative_max_distance"):
+        for name in ("relative_buckets", "relative_max_distance", "feedback_window", "feedback_block"):
             _check_count(name, getattr(self, name))
         for name in ("kv_heads", "head_dim", "hidden", "decoder_layers"):
             if getattr(self, name) is not None:
@@ -165,7 +178,7 @@ class ModelConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise unknown(name, str(getattr(self, name)), choices)
-        for name in ("tie_embeddings", "qk_norm", "embedding_norm", "share_embeddings"):
+        for name in ("tie_embeddings", "qk_norm", "embedding_norm", "share_embeddings", "feedback_share_kv"):
             derived = name == "embedding_norm" and self.embedding_norm is None
             if not derived and not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name}: expected true or false, got {getattr(self, name)!r}")
@@ -232,9 +245,17 @@ class ModelConfig:
             raise UserError(f"segment_types: expected a whole number of at least 0, got {self.segment_types!r}")
         if self.segment_types and self.architecture != "encoder":
             raise UserError(f"segment_types: only architecture=encoder has a segment table, not {self.architecture}")
+        if self.position == "relative_key" and self.architecture != "feedback":
+            raise UserError(
+                f"position=relative_key: only architecture=feedback has a window of keys to add it to, not "
+                f"{self.architecture}; take t5 or alibi"
+            )
+        if self.architecture == "feedback":
+            self._check_feedback()
         if self.position == "t5":
-            side = self.relative_buckets if self.architecture == "decoder" else self.relative_buckets // 2
-            if side < 2 or (self.architecture != "decoder" and self.relative_buckets % 2):
+            one_way = self.architecture in ("decoder", "feedback")
+            side = self.relative_buckets if one_way else self.relative_buckets // 2
+            if side < 2 or (not one_way and self.relative_buckets % 2):
                 raise UserError(
                     f"relative_buckets: expected at least 2 for each direction (an even number where attention looks "
                     f"both ways), got {self.relative_buckets}"
@@ -245,6 +266,19 @@ class ModelConfig:
                     f"relative_max_distance: must lie above the {exact} distances that have a bucket of their own, "
                     f"got {self.relative_max_distance}"
                 )
+
+    def _check_feedback(self) -> None:
+        pattern = AttentionSpec.parse(str(self.attention)).pattern
+        if not isinstance(pattern, Full):
+            raise UserError(
+                f"attention={self.attention}: architecture=feedback sees a window of memories as it is; leave "
+                f"{pattern.name} out and set feedback_window"
+            )
+        if self.init in DEEPSCALE + ADMIN:
+            raise UserError(
+                f"init={self.init}: its constants are derived for layers that attend to their own stack's tokens, and "
+                f"architecture=feedback attends to a mixture of layers; take standard, small or xavier"
+            )
 
     def _check_init(self) -> None:
         _check_number("deepscale_alpha", self.deepscale_alpha)

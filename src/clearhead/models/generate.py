@@ -5,15 +5,18 @@ Legend: b batch, t tokens, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from clearhead.models.decoder import Decoder
+from clearhead.models.feedback import FeedbackDecoder
 
 
 @torch.no_grad()
 def generate(
-    model: Decoder,
+    model: Decoder | FeedbackDecoder,
     prompt_bt: Tensor,
     *,
     max_new_tokens: int,
@@ -45,7 +48,7 @@ def generate(
         if max_new_tokens == 0:
             return tokens_bt
         # The last token that is drawn is never read, so it needs no place in the cache.
-        state = model.new_state(b, t + max_new_tokens - 1, device=prompt_bt.device)
+        state: Any = model.new_state(b, t + max_new_tokens - 1, device=prompt_bt.device)
         stopped_b = torch.zeros(b, dtype=torch.bool, device=prompt_bt.device)
         logits_bV = model(prompt_bt, valid=valid, state=state)[:, -1]
         for step in range(max_new_tokens):

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn as nn
 
 from clearhead.layers.gate import FixedGate
+from clearhead.layers.position.relative_key import RelativeKey
 from clearhead.layers.position.t5 import RelativePosition
 from clearhead.layers.residual import OmegaSum
 from clearhead.layers.temperature import LearnedTemperatures, SelectiveTemperatures
@@ -16,7 +17,8 @@ def parameter_groups(model: nn.Module, *, temperature_lr_scale: float = 1.0) -> 
     """Return dicts {"name", "params", "weight_decay_scale", "lr_scale"}; an empty group is left out.
 
     - matrices: weights of linear maps; decayed.
-    - no_decay: embeddings (and with them a tied output matrix), norms, biases, relative positions, fixed gates.
+    - no_decay: embeddings (and with them a tied output matrix), norms, biases, relative positions, fixed gates, and the
+      mixture of a feedback memory.
     - temperature: everything inside a temperature; never decayed (decay would pull alpha to 0, a slope of 0.5), with
       the learning rate times `temperature_lr_scale`.
     - residual: Admin's omega; never decayed (decay would pull it to 0, toward a heavier dependency on the branches).
@@ -25,7 +27,9 @@ def parameter_groups(model: nn.Module, *, temperature_lr_scale: float = 1.0) -> 
     """
     temperature = _parameters_below(model, SelectiveTemperatures | LearnedTemperatures)
     residual = _parameters_below(model, OmegaSum)
-    plain = _parameters_below(model, nn.Embedding | nn.LayerNorm | nn.RMSNorm | FixedGate | RelativePosition)
+    plain = _parameters_below(
+        model, nn.Embedding | nn.LayerNorm | nn.RMSNorm | FixedGate | RelativePosition | RelativeKey
+    )
     groups: dict[str, list[nn.Parameter]] = {"matrices": [], "no_decay": [], "temperature": [], "residual": []}
     for parameter in model.parameters():
         if id(parameter) in temperature:

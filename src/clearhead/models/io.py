@@ -31,8 +31,8 @@ def save_model(model: AnyModel, folder: Path | str) -> None:
     """
     if not isinstance(model, tuple(ARCHITECTURES.values())):
         raise TypeError(
-            f"save_model: expected a model of clearhead (Decoder, Encoder, Seq2Seq), got {type(model).__name__}; "
-            f"pass the model inside the wrapper"
+            f"save_model: expected a model of clearhead (Decoder, Encoder, FeedbackDecoder, Seq2Seq), got "
+            f"{type(model).__name__}; pass the model inside the wrapper"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

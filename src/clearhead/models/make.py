@@ -5,13 +5,15 @@ from __future__ import annotations
 from clearhead.models.config import ModelConfig
 from clearhead.models.decoder import Decoder
 from clearhead.models.encoder import Encoder
+from clearhead.models.feedback import FeedbackDecoder
 from clearhead.models.seq2seq import Seq2Seq
 
-AnyModel = Decoder | Encoder | Seq2Seq
+AnyModel = Decoder | Encoder | FeedbackDecoder | Seq2Seq
 
-ARCHITECTURES: dict[str, type[Decoder] | type[Encoder] | type[Seq2Seq]] = {
+ARCHITECTURES: dict[str, type[Decoder] | type[Encoder] | type[FeedbackDecoder] | type[Seq2Seq]] = {
     "decoder": Decoder,
     "encoder": Encoder,
+    "feedback": FeedbackDecoder,
     "seq2seq": Seq2Seq,
 }
 

@@ -44,8 +44,8 @@ def causal_geometry(
         positions=positions,
         mask=mask,
         visible=visible,
-        bias=_bias(config, relative, device),
-        rotation=_rotation(config, positions),
+        bias=position_bias(config, relative, device),
+        rotation=position_rotation(config, positions),
     )
 
 
@@ -68,8 +68,8 @@ def bidirectional_geometry(
         mask=mask,
         visible=visible,
         own=visible,
-        bias=_bias(config, relative, device),
-        rotation=_rotation(config, positions),
+        bias=position_bias(config, relative, device),
+        rotation=position_rotation(config, positions),
     )
 
 
@@ -96,7 +96,7 @@ def check_inputs(
     tokens_bt: Tensor,
     segments: Tensor | None,
     valid: Tensor | None,
-    state: DecoderState | None = None,
+    state: object | None = None,
 ) -> None:
     """Raise `ValueError` when shapes, dtypes or lengths do not fit, with what was expected."""
     if tokens_bt.dim() != 2 or tokens_bt.is_floating_point() or tokens_bt.dtype == torch.bool:
@@ -146,11 +146,13 @@ def _within(mask: Mask, segments: Tensor | None, valid: Tensor | None) -> tuple[
     return mask, first_b
 
 
-def _bias(config: ModelConfig, relative: RelativePosition | None, device: torch.device) -> Bias | None:
+def position_bias(config: ModelConfig, relative: RelativePosition | None, device: torch.device) -> Bias | None:
+    """What the config's position adds to scores: T5's table or ALiBi's slopes."""
     if relative is not None:
         return relative()
     return ALiBi(ALiBi.default_slopes(config.heads, device)) if config.position == "alibi" else None
 
 
-def _rotation(config: ModelConfig, positions: Tensor) -> Rotation | None:
+def position_rotation(config: ModelConfig, positions: Tensor) -> Rotation | None:
+    """The rotary angles of positions [1|b, t], where the config has any."""
     return Rotation.at(positions, config.head_size, base=config.rope_base) if config.position == "rope" else None

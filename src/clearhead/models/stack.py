@@ -9,7 +9,7 @@ Legend: b batch, t tokens, s tokens of a source, w width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,7 @@ class Stack(Model):
         cross: bool = False,
         head: bool = True,
         embedding: nn.Embedding | None = None,
+        make_block: Callable[..., nn.Module] = build_block,
     ) -> None:
         super().__init__()
         self.config = config
@@ -77,7 +78,7 @@ class Stack(Model):
         self.relative = build_relative(config, bidirectional=bidirectional)
         self.embedding_norm = build_embedding_norm(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(build_block(config, cross=cross) for _ in range(layers))
+        self.blocks = nn.ModuleList(make_block(config, cross=cross) for _ in range(layers))
         for place, features in enumerate(m for m in self.blocks.modules() if isinstance(m, PerformerFeatures)):
             features.start(place)
         pre = config.norm_placement == "pre"

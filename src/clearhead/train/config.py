@@ -19,8 +19,15 @@ Parallel = Literal["none", "ddp", "fsdp"]
 Task = Literal["causal_lm", "masked_lm", "translation"]
 
 BYTE_VOCABULARY = 257
-TASKS: dict[str, Task] = {"decoder": "causal_lm", "encoder": "masked_lm", "seq2seq": "translation"}
+TASKS: dict[str, Task] = {
+    "decoder": "causal_lm",
+    "encoder": "masked_lm",
+    "seq2seq": "translation",
+    "feedback": "causal_lm",
+}
 """What each architecture is trained for."""
+DECODERS = tuple(name for name, task in TASKS.items() if task == "causal_lm")
+"""Architectures that continue text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +207,17 @@ class RunConfig:
             if owner != task and getattr(self.train, name) != start[name]:
                 raise UserError(
                     f"train.{name} is for {owner}; this run is {task} (model.architecture={self.model.architecture})"
+                )
+        if self.model.architecture == "feedback":
+            if self.train.parallel == "fsdp":
+                raise UserError(
+                    "train.parallel=fsdp: layers of architecture=feedback share key and value matrices, which a block "
+                    "cannot shard alone; take ddp"
+                )
+            if self.train.inspect_every:
+                raise UserError(
+                    "train.inspect_every: architecture=feedback runs its blocks once a token, which the measurement "
+                    "does not know; set it to 0"
                 )
         if task == "translation" and self.train.tokens is not None:
             raise UserError("train.tokens: pairs differ in length, so translation counts steps; set train.steps")

@@ -1,0 +1,537 @@
+"""The Feedback Transformer: equal to the model written out, in all gradients; truncation, state, documents, padding."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from decoder_cases import TOLERANCE, packed_documents_equal_separate_ones, padding_is_invisible
+from naive_feedback import naive_logits
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import clearhead
+from clearhead.errors import UserError
+from clearhead.models.accounting import mean_memories
+from clearhead.models.config import ModelConfig
+from clearhead.models.feedback import FeedbackDecoder
+from clearhead.models.generate import generate
+from clearhead.models.io import load_model, save_model
+from clearhead.train.config import RunConfig, TrainConfig
+
+WINDOW, BLOCK = 5, 7
+BASE = {"architecture": "feedback", "feedback_window": WINDOW, "feedback_block": BLOCK, "feed_forward": "relu"}
+T5 = {"position": "t5", "relative_buckets": 16, "relative_max_distance": 20}
+CASES = [
+    {"position": "relative_key"},
+    {"position": "relative_key", "feedback_start": "zeros", "feedback_share_kv": False, "norm": "layer"},
+    {"position": "rope", "qk_norm": True, "kv_heads": 2, "feedback_share_kv": False},
+    {"position": "rope", "feedback_start": "zeros", "norm_placement": "post", "norm": "layer", "kv_heads": 1},
+    {"position": "alibi", "attention": "laser", "norm": "layer", "feedback_start": "zeros"},
+    {"position": "learned", "attention": "self_adjust:form=product", "norm_placement": "post"},
+    {"attention": "softmax+selective", "position": "none", "feedback_share_kv": False},
+    {"attention": "laser+selective", "position": "rope", "kv_heads": 2, "feedback_start": "zeros"},
+    T5,
+]
+# What the model written out does not know goes through the properties alone.
+MORE = [
+    {"attention": "self_adjust", "position": "sinusoidal"},
+    {"attention": "softmax+selective", "temperature_on": "value", "output_gate": "head", "feed_forward": "swiglu"},
+    {"attention": "self_adjust+learned", "position": "none", "embedding_norm": True, "norm_placement": "post"},
+]
+
+
+def ids(cases):
+    return [" ".join(str(value) for value in case.values()) for case in cases]
+
+
+naive_case = pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+every_case = pytest.mark.parametrize("case", CASES + MORE, ids=ids(CASES + MORE))
+
+
+@pytest.fixture
+def make(make_model):
+    return lambda **case: make_model(**(BASE | case))
+
+
+def gradients(model, loss):
+    parameters = dict(model.named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: gradient for name, gradient in zip(parameters, found)}
+
+
+def decoded(model, tokens, size, **options):
+    with torch.no_grad():
+        state = model.new_state(len(tokens))
+        return torch.cat([model(part, state=state) for part in tokens.split(size, dim=1)], dim=1)
+
+
+def attention_inputs(model, tokens, part, read):
+    """What `read` finds in the arguments of (a part of) the first block's attention, token by token."""
+    found = []
+    module = model.blocks[0].attention.get_submodule(part)
+    module.register_forward_pre_hook(lambda module, args: found.append(read(args)))
+    model(tokens)
+    return found
+
+
+# ---- equal to the model written out ----
+
+
+@naive_case
+def test_equals_the_model_written_out_in_all_gradients(make, tokens, case):
+    model, tokens = make(**case), tokens[:2, :17]
+    targets = torch.randn(2, 17, 31, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    logits = model(tokens)
+    expected = torch.stack([naive_logits(model, row) for row in tokens])
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+    ours, theirs = gradients(model, (logits * targets).sum()), gradients(model, (expected * targets).sum())
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+    assert ours["mix.weight"].abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("start", ["nothing", "zeros"])
+def test_documents_equal_the_model_written_out(make, tokens, start):
+    model, tokens = make(position="relative_key", norm="layer", feedback_start=start), tokens[:2]
+    segments = torch.tensor([[3] * 6 + [1] * 9 + [2] * 5, [0] * 11 + [5] * 9])
+    targets = torch.randn(2, 20, 31, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    logits = model(tokens, segments=segments)
+    expected = torch.stack([naive_logits(model, *row) for row in zip(tokens, segments)])
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
+    ours, theirs = gradients(model, (logits * targets).sum()), gradients(model, (expected * targets).sum())
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_flow_inside_a_block_and_stop_at_its_border(make, tokens):
+    model, row = make(position="relative_key"), tokens[:1]
+    embedded = []
+    model.dropout.register_forward_hook(lambda module, args, out: embedded.append(out))
+    logits = model(row)
+    (gradient,) = torch.autograd.grad(logits[0, 2 * BLOCK - 1].sum(), embedded, retain_graph=True)
+    assert (gradient[0, :BLOCK] == 0).all()  # the block before
+    assert (gradient[0, BLOCK : 2 * BLOCK].abs().amax(dim=-1) > 1e-6).all()
+    assert (gradient[0, 2 * BLOCK :] == 0).all()  # the future
+    # Truncation changes gradients and nothing else.
+    untruncated = naive_logits(model, row[0], block=0)
+    torch.testing.assert_close(logits[0], untruncated, rtol=1e-12, atol=1e-12)
+    whole, cut = gradients(model, untruncated.square().sum()), gradients(model, logits.square().sum())
+    assert (whole["mix.weight"] - cut["mix.weight"]).abs().max() > 1e-3
+
+
+def test_a_border_still_teaches_the_matrices_of_the_memory(make, tokens):
+    """A block of one token: every memory is carried over a border, so only their new projections can teach."""
+    model = make(position="relative_key", feedback_block=1)
+    logits = model(tokens[:1])
+    expected = naive_logits(model, tokens[0])
+    ours, theirs = gradients(model, logits.square().sum()), gradients(model, expected.square().sum())
+    for name in ("blocks.0.attention.key.weight", "blocks.0.attention.value.weight", "memory_norm.weight"):
+        torch.testing.assert_close(ours[name], theirs[name], **TOLERANCE)
+        assert ours[name].abs().max() > 1e-3
+    assert ours["mix.weight"] is None  # nothing that it made was ever read with a gradient
+
+
+def test_a_carried_memory_is_normed_once(make, tokens):
+    """The published code norms it twice under pre-norm, so that the size of a block changes its outputs."""
+    cases = [make(norm="layer", feedback_block=block, feedback_share_kv=False)(tokens) for block in (1, 4, 64)]
+    for logits in cases[1:]:
+        torch.testing.assert_close(logits, cases[0], rtol=1e-12, atol=1e-12)
+
+
+# ---- the mixture ----
+
+
+def test_the_mixture_starts_as_the_mean_and_can_be_one_layer(make, tokens):
+    config = make(layers=3).config
+    start = FeedbackDecoder(config).mix
+    assert torch.equal(start.shares(), torch.full((4,), 0.25))
+    states = torch.randn(4, 2, 1, 24).unbind()
+    torch.testing.assert_close(start(states, start.shares()), torch.stack(states).mean(0))
+    for layer in range(4):
+        start.hold(layer)
+        assert torch.equal(start(states, start.shares()), states[layer])
+    with pytest.raises(ValueError, match="a layer from 0 to 3, got 4"):
+        start.hold(4)
+
+
+def test_a_held_mixture_learns_nothing_even_when_asked_to(make, tokens):
+    model = make()
+    model.mix.hold(2)
+    model.mix.weight.requires_grad_(True)  # as after loading
+    model(tokens).square().sum().backward()
+    assert (model.mix.weight.grad == 0).all()
+
+
+def test_shares_are_taken_in_fp32(make):
+    mix = make().mix.to(torch.bfloat16)
+    assert mix.shares().dtype == torch.float32
+
+
+# ---- what a token sees ----
+
+
+@every_case
+def test_a_future_token_changes_no_earlier_logit(make, tokens, case):
+    model = make(**case)
+    edited = tokens.clone()
+    edited[:, 12] = (edited[:, 12] + 1) % 31
+    before, after = model(tokens), model(edited)
+    assert torch.equal(before[:, :12], after[:, :12])
+    assert (before[:, 12:] - after[:, 12:]).abs().max() > 1e-3
+
+
+def test_memory_is_strictly_past(make, tokens):
+    """Attention at t reads m_{t-1} and older: editing token t cannot reach its keys and values."""
+    model = make(layers=1, position="none", feedback_window=1)
+    seen = []
+    model.blocks[0].attention.output.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    edited = tokens.clone()
+    edited[:, 9] = (edited[:, 9] + 1) % 31
+    model(tokens), model(edited)
+    # With one memory in the window its weight is 1, so what attention mixes is that memory's value alone.
+    changed = [not torch.equal(seen[t], seen[20 + t]) for t in range(20)]
+    assert changed == [t > 9 for t in range(20)]
+
+
+def test_it_sees_farther_than_layers_times_window(make_model):
+    """Feedback carries on without end; a decoder of the same window ends after layers * (window - 1) tokens."""
+    tokens = torch.randint(0, 31, (1, 30), generator=torch.Generator().manual_seed(1))
+    edited = tokens.clone()
+    edited[0, 0] = (edited[0, 0] + 1) % 31
+    feedback = make_model(**(BASE | {"layers": 2, "feedback_window": 3}))
+    plain = make_model(layers=2, attention="softmax+window:4", feed_forward="relu")  # three past tokens and its own
+    reach = [(model(tokens) - model(edited)).abs().amax(dim=-1)[0] > 1e-9 for model in (feedback, plain)]
+    assert reach[0].all()
+    assert reach[1].tolist() == [t <= 2 * 3 for t in range(30)]
+
+
+def test_what_the_first_token_attends_to(make, tokens):
+    """Nothing gives 0; zeros give the mean of the zero vector's values: 0 under RMSNorm, its bias under LayerNorm."""
+    found = {}
+    for start in ("nothing", "zeros"):
+        for norm in ("rms", "layer"):
+            model = make(feedback_start=start, norm=norm, position="none")
+            found[start, norm] = attention_inputs(model, tokens[:, :1], "output", lambda args: args[0])[0]
+            if (start, norm) == ("zeros", "layer"):
+                value = model.blocks[0].attention.value.weight @ model.memory_norm.bias
+                torch.testing.assert_close(found[start, norm], value.expand(3, 1, -1))
+    assert all((found[key] == 0).all() for key in found if key != ("zeros", "layer"))
+    assert found["zeros", "layer"].abs().max() > 1e-2
+    # With keys of 0, zero vectors are a sink: they take weight from the one memory that holds something.
+    sink, none = make(feedback_start="zeros")(tokens), make(feedback_start="nothing")(tokens)
+    torch.testing.assert_close(sink[:, 0], none[:, 0], **TOLERANCE)
+    assert (sink[:, 1:WINDOW] - none[:, 1:WINDOW]).abs().amax(dim=-1).min() > 1e-4
+
+
+def test_zeros_leave_the_window_token_by_token(make, tokens):
+    """From token `window` on, both starts read the same slots; only what memories made of the start remains."""
+    for start, wanted in (("nothing", [0, 1, 2, 3, 4, 5, 5]), ("zeros", [5] * 7)):
+        model = make(feedback_start=start)
+        assert attention_inputs(model, tokens[:, :7], "", lambda args: args[2].key.shape[2]) == wanted
+
+
+@every_case
+def test_packed_documents_equal_separate_ones(make, tokens, case):
+    packed_documents_equal_separate_ones(make(**case), tokens)
+
+
+@every_case
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_invisible(make, tokens, case, side):
+    padding_is_invisible(make(**case), tokens, side)
+
+
+def test_padding_moves_no_gradient(make, tokens):
+    """Blocks are counted from the first real token: a padded row teaches exactly what it teaches alone."""
+    model = make(position="relative_key")
+    alone = gradients(model, model(tokens[:1, :13]).square().sum())
+    for first in (0, 7):
+        padded = torch.zeros(2, 20, dtype=torch.long)
+        padded[0, first : first + 13], padded[1] = tokens[0, :13], tokens[1]
+        valid = torch.ones(2, 20, dtype=torch.bool)
+        valid[0] = (torch.arange(20) >= first) & (torch.arange(20) < first + 13)
+        found = gradients(model, model(padded, valid=valid)[0][valid[0]].square().sum())
+        for name, gradient in alone.items():
+            torch.testing.assert_close(found[name], gradient, **TOLERANCE)
+
+
+def test_padded_documents(make, tokens):
+    model = make(feedback_start="zeros", norm="layer")
+    segments = torch.tensor([[1] * 9 + [2] * 11]).expand(3, -1)
+    valid = (torch.arange(20) >= 4).expand(3, -1)
+    found = model(tokens, segments=segments, valid=valid)
+    torch.testing.assert_close(found[:, 4:9], model(tokens[:, 4:9]), **TOLERANCE)
+    torch.testing.assert_close(found[:, 9:], model(tokens[:, 9:]), **TOLERANCE)
+
+
+# ---- state ----
+
+
+@every_case
+@pytest.mark.parametrize("size", [1, 4, 20])
+def test_decoding_equals_the_forward_pass(make, tokens, case, size):
+    model = make(**case)
+    torch.testing.assert_close(decoded(model, tokens, size), model(tokens), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("start", ["nothing", "zeros"])
+def test_decoding_makes_the_same_memories_bit_by_bit(make, tokens, start):
+    """Without gradients it is one path: a memory does not know in how many calls its tokens came."""
+    model = make(feedback_start=start, feedback_share_kv=False).float()
+    held = []
+    with torch.no_grad():
+        for size in (1, 6, 20):
+            state = model.new_state(3)
+            for part in tokens.split(size, dim=1):
+                model(part, state=state)
+            held.append(state)
+    assert torch.equal(held[0].memory, held[1].memory)
+    assert torch.equal(held[0].memory, held[2].memory)
+    assert held[0].lengths.tolist() == [20] * 3
+
+
+@pytest.mark.parametrize("start", ["nothing", "zeros"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_of_unequal_length_go_on_where_they_stand(make, tokens, start, side):
+    model = make(feedback_start=start, position="alibi")
+    lengths, valid = [9, 2, 6], torch.zeros(3, 9, dtype=torch.bool)
+    prompt = torch.full((3, 9), 30)
+    for row, length in enumerate(lengths):
+        place = slice(9 - length, 9) if side == "left" else slice(0, length)
+        valid[row, place] = True
+        prompt[row, place] = tokens[row, :length]
+    with torch.no_grad():
+        state = model.new_state(3)
+        model(prompt, valid=valid, state=state)
+        assert state.lengths.tolist() == lengths
+        parts = [tokens[torch.arange(3), torch.tensor(lengths) + i][:, None] for i in range(9)]
+        found = torch.cat([model(part, state=state) for part in parts], dim=1)
+        # A second padded chunk, after the first.
+        again = model.new_state(3)
+        model(prompt, valid=valid, state=again)
+        model(prompt, valid=valid, state=again)
+        twice = model(tokens[:, :1], state=again)
+    for row, length in enumerate(lengths):
+        alone = model(tokens[row : row + 1, : length + 9])
+        torch.testing.assert_close(found[row], alone[0, length:], **TOLERANCE)
+        double = torch.cat((tokens[row, :length], tokens[row, :length], tokens[row, :1]))[None]
+        torch.testing.assert_close(twice[row], model(double)[0, -1:], **TOLERANCE)
+
+
+def test_reorder_reset_and_rollback(make, tokens):
+    model = make(position="rope")
+    full = model(tokens)
+    with torch.no_grad():
+        state = model.new_state(3)
+        model(tokens[:, :8], state=state)
+        mark = state.mark()
+        state.reorder(torch.tensor([2, 0, 0]))
+        found = model(tokens[[2, 0, 0], 8:9], state=state)
+        torch.testing.assert_close(found, full[[2, 0, 0], 8:9], **TOLERANCE)
+        state.rollback(mark)
+        torch.testing.assert_close(model(tokens[:, 8:12], state=state), full[:, 8:12], **TOLERANCE)
+        state.reset(torch.tensor([False, True, False]))
+        assert state.lengths.tolist() == [12, 0, 12]
+        mixed = torch.stack((tokens[0, 12:], tokens[1, :8], tokens[2, 12:]))
+        found = torch.cat([model(part, state=state) for part in mixed.split(3, dim=1)], dim=1)
+        torch.testing.assert_close(found[1], full[1, :8], **TOLERANCE)
+        torch.testing.assert_close(found[::2], full[::2, 12:], **TOLERANCE)
+        state.reset()
+        torch.testing.assert_close(model(tokens, state=state), full, **TOLERANCE)
+
+
+def test_new_weights_make_new_keys_and_values(make, tokens):
+    """The state is the memories: what an optimizer step changes is projected anew."""
+    model = make()
+    with torch.no_grad():
+        state = model.new_state(3)
+        model(tokens[:, :8], state=state)
+        memory = state.memory.clone()
+        kept = model(tokens[:, 8:9], state=state)
+        state.rollback((memory, torch.full((3,), 8), 8, None))
+        mark = state.mark()
+        torch.testing.assert_close(kept, model(tokens[:, 8:9], state=state), **TOLERANCE)
+        state.rollback(mark)
+        for change in (
+            lambda: model.blocks[0].attention.key.weight.mul_(1.5),
+            lambda: model.memory_norm.load_state_dict({"weight": torch.full((24,), 0.3)}),
+        ):
+            model(tokens[:, 8:9], state=state)  # projections of the old weights are beside the state now
+            before = state.mark()
+            change()
+            found = model(tokens[:, 9:10], state=state)
+            state.rollback(before)
+            state.forget_projections()
+            torch.testing.assert_close(found, model(tokens[:, 9:10], state=state), **TOLERANCE)
+            state.rollback(mark)
+
+
+def test_a_state_carries_memory_between_training_steps_without_gradients(make, tokens):
+    """A call with a state begins a block: two calls of a block each teach what one call of two blocks does."""
+    model = make(position="relative_key")
+    whole = gradients(model, model(tokens[:, : 2 * BLOCK]).square().sum())
+    state = model.new_state(3)
+    loss = sum(model(part, state=state).square().sum() for part in tokens[:, : 2 * BLOCK].split(BLOCK, dim=1))
+    assert not state.memory.requires_grad
+    for name, gradient in gradients(model, loss).items():
+        torch.testing.assert_close(gradient, whole[name], **TOLERANCE)
+
+
+def test_memory_stays_flat_over_5000_tokens(make_model):
+    model = make_model(**(BASE | {"layers": 1, "width": 8, "heads": 2, "feedback_window": 6})).float()
+    tokens = torch.randint(0, 31, (1, 5000), generator=torch.Generator().manual_seed(1))
+    sizes = set()
+    with torch.no_grad():
+        state = model.new_state(1)
+        for part in tokens[:, :1500].split(1, dim=1):
+            logits = model(part, state=state)
+            sizes.add(state.bytes)
+        for part in tokens[:, 1500:].split(250, dim=1):
+            logits = model(part, state=state)
+            sizes.add(state.bytes)
+    # Six memories of 8 numbers and their keys and values, 4 bytes each, and one length of 8 bytes.
+    assert sizes == {6 * 8 * 4 + 6 * 16 * 4 + 8}
+    assert state.lengths.tolist() == [5000]
+    assert logits.isfinite().all()
+
+
+def test_generates_with_padded_prompts(make, tokens):
+    model = make()
+    alone = generate(model, tokens[:1, :4], max_new_tokens=9, temperature=0.0)
+    padded = torch.cat((torch.full((1, 6), 3), tokens[:1, :4]), dim=1)
+    both, valid = torch.cat((padded, tokens[1:2, :10])), torch.arange(10).expand(2, -1) >= torch.tensor([[6], [0]])
+    found = generate(model, both, max_new_tokens=9, temperature=0.0, valid=valid)
+    assert torch.equal(found[0, 10:], alone[0, 4:])
+    greedy = tokens[:1, :4]
+    for _ in range(9):
+        greedy = torch.cat((greedy, model(greedy)[:, -1].argmax(-1, keepdim=True)), dim=1)
+    assert torch.equal(alone, greedy)
+
+
+# ---- practice ----
+
+
+@pytest.mark.parametrize("case", [{}, {"attention": "laser", "position": "alibi"}], ids=str)
+def test_bf16_autocast_trains_and_decodes_with_fp32_logits(make, tokens, case):
+    model = make(**case).float()
+    exact = model(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(tokens)
+        found = decoded(model, tokens, 3)
+    logits.square().mean().backward()
+    assert logits.dtype == found.dtype == torch.float32
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert (logits - exact).abs().mean() < 0.05 * exact.std()
+    assert (found - exact).abs().mean() < 0.05 * exact.std()
+
+
+def test_dropout_acts_in_training_only(make, tokens):
+    model = make(dropout=0.3, attention_dropout=0.2)
+    assert torch.equal(model(tokens), model(tokens))
+    model.train()
+    assert not torch.equal(model(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_saves_and_loads(make, tokens, tmp_path, share):
+    model = make(feedback_share_kv=share, position="relative_key", attention="softmax+selective")
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    assert isinstance(loaded, FeedbackDecoder)
+    assert loaded.config == model.config
+    assert torch.equal(loaded(tokens), model(tokens))
+    first, second = (block.attention for block in loaded.blocks)
+    assert (first.key is second.key, first.temperatures.value is second.temperatures.value) == (share, share)
+    assert first.query is not second.query
+
+
+COUNTED = [
+    {},
+    {"feedback_share_kv": False, "position": "relative_key"},
+    {"feedback_start": "zeros", "kv_heads": 2},
+    {"attention": "softmax+selective", "temperature_granularity": "shared", "output_gate": "element"},
+    {"norm_placement": "post", "feedback_share_kv": False},
+]
+
+
+@pytest.mark.parametrize("options", COUNTED, ids=str)
+@pytest.mark.parametrize("tokens_each", [4, 24])
+def test_counts_agree_with_torch(make, options, tokens_each):
+    model = make(context=24, **options).float()
+    counts = model.count_parameters()
+    assert "other" not in counts
+    assert counts.pop("total") == sum(counts.values()) == sum(p.numel() for p in model.parameters())
+    listed = [id(p) for group in model.parameter_groups() for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in model.parameters())
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.randint(0, 31, (3, tokens_each))).sum().backward()
+    assert counter.get_total_flops() / (3 * tokens_each) == pytest.approx(model.flops_per_token(tokens_each))
+
+
+def test_sharing_saves_the_other_layers_matrices(make):
+    shared, own = (make(layers=3, feedback_share_kv=share).count_parameters() for share in (True, False))
+    assert own["attention"] - shared["attention"] == 2 * 2 * 24 * 24
+    assert mean_memories(ModelConfig(**BASE), 8) == (0 + 1 + 2 + 3 + 4 + 5 + 5 + 5) / 8
+
+
+def test_who_decays(make):
+    model = make(position="relative_key")
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = {g["name"]: {names[id(p)] for p in g["params"]} for g in model.parameter_groups()}
+    assert {"mix.weight", "relative_key.table", "memory_norm.weight", "embedding.weight"} <= groups["no_decay"]
+    assert "blocks.0.attention.key.weight" in groups["matrices"]
+
+
+def test_starts_equal_to_a_decoder_in_what_they_share(make):
+    config = ModelConfig(**(BASE | {"layers": 2, "width": 24, "heads": 4, "context": 32}))
+    ours = dict(clearhead.build_model(config, seed=3).named_parameters())
+    plain = dict(clearhead.build_model(dataclasses.replace(config, architecture="decoder"), seed=3).named_parameters())
+    both = ours.keys() & plain.keys()
+    assert plain.keys() - ours.keys() == {f"blocks.1.attention.{name}.weight" for name in ("key", "value")}
+    assert all(torch.equal(ours[name], plain[name]) for name in both)
+    report = clearhead.init_(clearhead.build_model(config), "small", seed=1)
+    assert {entry.parameter for entry in report.entries} == set(ours)
+
+
+def _run(**train):
+    return RunConfig(model=ModelConfig(architecture="feedback"), train=TrainConfig(steps=100, **train))
+
+
+REFUSED = [
+    (lambda: ModelConfig(architecture="feedback", attention="laser+window:8"), "leave window out"),
+    (lambda: ModelConfig(architecture="feedback", init="deepscale"), "init=deepscale: its constants"),
+    (lambda: ModelConfig(architecture="feedback", init="admin", norm_placement="post"), "init=admin: its constants"),
+    (lambda: ModelConfig(architecture="feedback", feedback_window=0), "feedback_window: expected a whole number"),
+    (lambda: ModelConfig(architecture="feedback", feedback_start="zero"), "did you mean 'zeros'"),
+    (lambda: ModelConfig(position="relative_key"), "only architecture=feedback has a window"),
+    (lambda: _run(parallel="fsdp"), "take ddp"),
+    (lambda: _run(inspect_every=5), "runs its blocks once a token"),
+    (lambda: clearhead.signal.predict(ModelConfig(architecture="feedback")), "inspect a decoder of the same shape"),
+    (lambda: clearhead.init_(FeedbackDecoder(ModelConfig(architecture="feedback")), "deepscale"), "init=deepscale"),
+]
+
+
+@pytest.mark.parametrize(("make_it", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_refuses_in_one_line(make_it, message):
+    with pytest.raises(UserError) as caught:
+        make_it()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_calls_that_do_not_fit(make, tokens):
+    model = make(position="learned", context=16)
+    with pytest.raises(ValueError, match="learned positions end at context=16"):
+        model(tokens)
+    with pytest.raises(ValueError, match="capacity: 17"):
+        model.new_state(1, 17)
+    with pytest.raises(ValueError, match="each document its own row"):
+        model(tokens[:, :3], segments=tokens[:, :3], state=model.new_state(3))
+    with pytest.raises(ValueError, match="expected 3 rows of 5 memories of width 24"):
+        model(tokens[:, :3], state=model.new_state(2))
+    state = model.new_state(3)
+    model(tokens[:, :11], state=state)
+    with pytest.raises(ValueError, match="6 after 11, but learned positions end"):
+        model(tokens[:, :6], state=state)
