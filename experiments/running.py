@@ -1,4 +1,4 @@
-"""What experiments share: runs that are appended to a file as they end, and the table that stands in a README.
+"""What experiments share: runs that are appended to a file as they end, intervals, and the table in a README.
 
 Each run is one line of JSON, so a command that was stopped goes on where it was.
 """
@@ -6,12 +6,19 @@ Each run is one line of JSON, so a command that was stopped goes on where it was
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
+import platform
 from collections.abc import Callable, Hashable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from rich.progress import track
+from scipy import stats
+
+import clearhead
 
 Job = TypeVar("Job")
 
@@ -37,6 +44,24 @@ def run_missing(
         for result in track(pool.imap_unordered(run, missing), total=len(missing), description="training"):
             file.write(json.dumps(result) + "\n")
             file.flush()
+
+
+def mean_half(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half of Student's 95 % interval; None below two values, or without any spread."""
+    mean = sum(values) / len(values)
+    if len(values) < 2 or max(values) - min(values) < 1e-9 * abs(mean):
+        return mean, None
+    return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.tstd(values) / math.sqrt(len(values)))
+
+
+def about() -> dict[str, str]:
+    """When and on what results were made."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "clearhead": clearhead.__version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {platform.python_version()}",
+    }
 
 
 def put_results(readme: Path, lines: Sequence[str]) -> None:

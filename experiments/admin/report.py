@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from clearhead.compare.verdict import Outcomes, Status, compare_outcomes
 from experiments.admin import amplification as grow
 from experiments.admin import translation as talk
 from experiments.admin.chart import Chart, Line, draw
 from experiments.admin.laws import fit
+from experiments.running import mean_half
 
 Runs = Sequence[Mapping[str, Any]]
 
@@ -27,14 +27,6 @@ SHEET = {
 """Measured by us before, in other code: noise 0.01, d = 64, three seeds."""
 TOLD = "0.85 to 1.07"
 """A4: profiled Admin over Pre-LN, at every depth."""
-
-
-def mean_half(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half of Student's 95 % interval; None below two values, or without any spread."""
-    mean = sum(values) / len(values)
-    if len(values) < 2 or max(values) - min(values) < 1e-9 * abs(mean):
-        return mean, None
-    return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.tstd(values) / math.sqrt(len(values)))
 
 
 def geometric(values: Sequence[float]) -> tuple[float, float | None, float | None]:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import clearhead
 from experiments.admin import amplification as grow
 from experiments.admin import report
 from experiments.admin import translation as talk
-from experiments.running import put_results, read_runs, run_missing
+from experiments.running import about, put_results, read_runs, run_missing
 
 HERE = Path(__file__).parent
 TUNING_SEED = 0
@@ -85,12 +80,7 @@ def main() -> None:
     path = out / "results.json"
     if path.exists():
         results = json.loads(path.read_text())
-    results["about"] = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "clearhead": clearhead.__version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {platform.python_version()}",
-    }
+    results["about"] = about()
     for part in asked.parts:
         began = time.perf_counter()
         seeds = asked.seeds or {"amplification": 5, "translation": 3}[part]

@@ -10,13 +10,11 @@ import json
 import os
 import platform
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import clearhead
 from clearhead.errors import UserError
 from experiments.deep_thin.figure import draw
 from experiments.deep_thin.images import load
@@ -24,7 +22,7 @@ from experiments.deep_thin.judge import choose, judge
 from experiments.deep_thin.settings import CHOOSING_SEED, SETTINGS, Setting, quick
 from experiments.deep_thin.speed import ROUNDS, measure
 from experiments.deep_thin.tables import tables
-from experiments.running import put_results, read_runs, run_missing
+from experiments.running import about, put_results, read_runs, run_missing
 
 HERE = Path(__file__).parent
 Job = tuple[Setting, str, float, int, Path]
@@ -134,15 +132,13 @@ def write(out: Path, *, quick_run: bool, into_readme: bool) -> None:
             }
     path.write_text(json.dumps(speed, indent=1) + "\n")
     results = [result for setting in settings if (result := judge(setting, runs, speed[setting.name])) is not None]
-    about = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "clearhead": clearhead.__version__,
-        "torch": torch.__version__,
+    made = {
+        **about(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a run",
         "seconds": round(sum(float(run["seconds"]) for run in runs)),
         "tasks": results,
     }
-    (out / "results.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / "results.json").write_text(json.dumps(made, indent=1) + "\n")
     (out / "differences.svg").write_text(draw(results))
     lines = tables(results)
     print("\n".join(lines))

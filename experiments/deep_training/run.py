@@ -9,21 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 
-import clearhead
 from clearhead.init.admin import needs_profile, profile_omega
-from experiments.running import put_results, read_runs, run_missing
+from experiments.running import about, mean_half, put_results, read_runs, run_missing
 from experiments.trainability.grid import TASK, config
 from experiments.trainability.short_run import short_run
 
@@ -118,7 +113,6 @@ def main() -> None:
             workers=asked.workers,
         )
 
-    began = time.perf_counter()
     if asked.quick:
         run(QUICK, [0])
     if 100 in asked.layers and not asked.quick:
@@ -129,7 +123,7 @@ def main() -> None:
         run(best_of(rates, read_runs(out / "runs.jsonl")), range(1, asked.seeds))
     if 1000 in asked.layers and not asked.quick:
         run(THOUSAND, [0])
-    write(out, time.perf_counter() - began, readme=None if asked.quick else HERE / "README.md")
+    write(out, readme=None if asked.quick else HERE / "README.md")
 
 
 def best_of(arms: Sequence[Arm], runs: Sequence[dict[str, Any]]) -> list[Arm]:
@@ -152,9 +146,7 @@ def table_of(layers: int, runs: Sequence[dict[str, Any]]) -> tuple[list[dict[str
     for name in dict.fromkeys(run["arm"] for run in runs if run["layers"] == layers):
         of_arm = [run for run in runs if (run["arm"], run["layers"]) == (name, layers)]
         losses = [float(run["loss"]) for run in of_arm]
-        mean, half = sum(losses) / len(losses), None
-        if len(losses) > 1 and all(map(math.isfinite, losses)):
-            half = stats.t.ppf(0.975, len(losses) - 1) * stats.tstd(losses) / math.sqrt(len(losses))
+        mean, half = mean_half(losses) if all(map(math.isfinite, losses)) else (math.inf, None)
         learned = sum(run["learned"] for run in of_arm)
         rows.append(
             {
@@ -172,7 +164,7 @@ def table_of(layers: int, runs: Sequence[dict[str, Any]]) -> tuple[list[dict[str
     return rows, lines
 
 
-def write(out: Path, seconds: float, readme: Path | None) -> None:
+def write(out: Path, readme: Path | None) -> None:
     """Write results.json, and the tables into the README."""
     runs = read_runs(out / "runs.jsonl")
     rows, page = [], []
@@ -180,17 +172,14 @@ def write(out: Path, seconds: float, readme: Path | None) -> None:
         of_depth, lines = table_of(layers, runs)
         rows += of_depth
         page += [f"### {layers:,} layers", "", *lines, ""]
-    about = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "clearhead": clearhead.__version__,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "seconds": round(seconds),
+    made = {
+        **about(),
+        "seconds": round(sum(run["seconds"] for run in runs)),
         "marginal_entropy": TASK.marginal_entropy,
         "conditional_entropy": TASK.conditional_entropy,
         "rows": rows,
     }
-    (out / "results.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / "results.json").write_text(json.dumps(made, indent=1) + "\n")
     print("\n".join(page))
     if readme is not None:
         put_results(readme, page[:-1])

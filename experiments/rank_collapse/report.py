@@ -11,8 +11,9 @@ from scipy import stats
 
 from clearhead.compare.statistics import student_interval
 from clearhead.signal.watch import COLLAPSED, SATURATED, SHARP
-from experiments.admin.report import mean_half, said
+from experiments.admin.report import said
 from experiments.rank_collapse import initial, training
+from experiments.running import mean_half
 
 Run = Mapping[str, Any]
 Runs = Sequence[Run]

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
-import clearhead
 from experiments.rank_collapse import figures, initial, report, training
-from experiments.running import put_results, read_runs, run_missing
+from experiments.running import about, put_results, read_runs, run_missing
 
 HERE = Path(__file__).parent
 
@@ -58,14 +53,8 @@ def main() -> None:
         workers=asked.workers,
     )
     found = report.results(read_runs(out / "initial.jsonl"), read_runs(out / "training.jsonl"), training.entropies())
-    about = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "clearhead": clearhead.__version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {platform.python_version()}",
-        "seconds_of_this_call": round(time.perf_counter() - began),
-    }
-    (out / "results.json").write_text(json.dumps({"about": about, **found}) + "\n")
+    made = {**about(), "seconds_of_this_call": round(time.perf_counter() - began)}
+    (out / "results.json").write_text(json.dumps({"about": made, **found}) + "\n")
     lines = report.page(found)
     print("\n".join(lines))
     if out == HERE / "results":

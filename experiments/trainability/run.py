@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import clearhead
 from clearhead.signal.inspection import predict
 from clearhead.signal.verdicts import THRESHOLDS, judge, verdict_of
-from experiments.running import put_results, read_runs, run_missing
+from experiments.running import about, put_results, read_runs, run_missing
 from experiments.trainability.grid import LR, STEPS, TASK, grid
 from experiments.trainability.short_run import short_run
 
@@ -99,10 +96,7 @@ def write(out: Path, predicted: dict[str, dict[str, Any]], seconds: float, *, fu
             misses.append({"name": run["name"], "seed": run["seed"], "said": said, "loss": run["loss"]})
     right = matrix["trainable/learned"] + matrix["untrainable/stuck"]
     results = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "clearhead": clearhead.__version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {platform.python_version()}",
+        **about(),
         "seconds": round(seconds),
         "marginal_entropy": TASK.marginal_entropy,
         "conditional_entropy": TASK.conditional_entropy,

@@ -10,8 +10,7 @@ from scipy import stats
 from clearhead import functional as F
 from clearhead.attention.attend import attend
 from clearhead.attention.bias import ALiBi, DenseBias
-from clearhead.attention.bigbird import BlockLayout, key_blocks
-from clearhead.attention.blocks import _drawn
+from clearhead.attention.bigbird import BlockLayout, drawn_blocks, key_blocks
 from clearhead.attention.explain import explain
 from clearhead.attention.mask import Mask
 from clearhead.attention.spec import AttentionSpec
@@ -91,11 +90,11 @@ def test_the_released_plan_stays_in_the_first_1024_tokens():
 @pytest.mark.parametrize("released", [False, True])
 @pytest.mark.parametrize("blocks", [1, 5, 9, 40])
 def test_both_ways_to_draw_agree(causal, released, blocks):
-    """A table for kernels, tensor operations for graphs: one law, one seed."""
+    """A table for kernels, tensor operations for masks, which broadcast over heads and rows as these come."""
     plan = layout(causal=causal, released=released, seed=7)
     table = plan.random_blocks(range(2, 6), blocks)
     heads, rows = torch.arange(2, 6)[:, None, None], torch.arange(blocks)[:, None]
-    for draw, found in enumerate(_drawn(plan, heads, rows, torch.tensor(blocks))):
+    for draw, found in enumerate(drawn_blocks(plan, heads, rows, torch.tensor(blocks))):
         assert found[..., 0].tolist() == table[:, :, draw].tolist()
 
 

@@ -13,7 +13,7 @@ released code, on purpose: blocks are a set, so that none counts twice; random b
 evaluation; a short input is dense by itself, because the union is; the causal form, which the paper has not, sees
 earlier tokens only.
 
-This file draws the random blocks and imports no torch; the mask term is `attention/blocks.py`.
+This file decides and draws; the mask term is `attention/blocks.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
 RELEASED_REACH = 1024
@@ -61,50 +63,67 @@ class BlockLayout:
 
     def random_blocks(self, heads: range, blocks: int) -> Ints:
         """[heads, blocks, random]: the random blocks of each row of a document of so many blocks; -1 for none."""
-        return _random_blocks(self, heads.start, heads.stop, blocks)
+        return _table(self, heads.start, heads.stop, blocks)
 
 
 @lru_cache(maxsize=256)
-def _random_blocks(layout: BlockLayout, first_head: int, last_head: int, blocks: int) -> Ints:
-    """Floyd's sampling without replacement, for all rows at once.
+def _table(layout: BlockLayout, first_head: int, last_head: int, blocks: int) -> Ints:
+    heads, rows = (torch.arange(*ends, device="cpu") for ends in ((first_head, last_head), (0, blocks)))
+    drawn = drawn_blocks(layout, heads[:, None], rows, torch.tensor(blocks, device="cpu"))
+    table = np.full((len(heads), blocks, layout.random), NOTHING)
+    for draw, found in enumerate(drawn):
+        table[:, :, draw] = found.numpy()
+    return table
 
-    Under a causal pattern a row's draw depends on (seed, head, row) alone, so a longer document keeps it.
+
+def drawn_blocks(x: BlockLayout, heads: Tensor, row: Tensor, blocks: Tensor) -> list[Tensor]:
+    """The random blocks of rows of documents of so many blocks, one tensor a draw, all broadcast together; -1 for none.
+
+    Floyd's sampling without replacement, as tensor operations, so that a compiled graph may hold it. Under a causal
+    pattern a row's draws depend on (seed, head, row) alone, so a longer document keeps them.
     """
-    row = np.arange(blocks)
     # Candidates are [low, before) and [after, high): all but the window, between the global blocks.
-    low = np.minimum(layout.first, blocks)
-    before = np.maximum(row - layout.side, low)
-    high = row if layout.causal else np.full(blocks, max(blocks - layout.last, low))
-    if layout.released:
-        high = np.minimum(high, max(RELEASED_REACH // layout.block, 1))
-    after = before if layout.causal else np.maximum(row + layout.side + 1, low)
-    left = np.maximum(np.minimum(before, high) - low, 0)
-    right = np.zeros_like(left) if layout.causal else np.maximum(high - after, 0)
-    count = left + right
-    chosen = np.full((last_head - first_head, blocks, layout.random), NOTHING, dtype=np.int64)
-    for draw in range(layout.random):
-        # The draw-th of r: a place in [0, count - r + draw]; one that is taken is replaced by the last of them.
-        limit = count - layout.random + draw
-        for head in range(first_head, last_head):
-            picks = chosen[head - first_head]
-            place = (_uniform(layout.seed, head, row, draw) * (limit + 1)).astype(np.int64)
-            place = np.where((picks[:, :draw] == place[:, None]).any(axis=1), limit, place)
-            picks[:, draw] = np.where(limit >= 0, place, NOTHING)
-    # Fewer candidates than draws: all of them. The draws with limit >= 0 are `count` many and take every place.
-    found = np.where(chosen < left[:, None], chosen + low, chosen - left[:, None] + after[:, None])
-    return np.where(chosen == NOTHING, NOTHING, found)
+    low = blocks.clamp_max(x.first)
+    before = torch.maximum(row - x.side, low)
+    high = row if x.causal else torch.maximum(blocks - x.last, low)
+    if x.released:
+        high = high.clamp_max(max(RELEASED_REACH // x.block, 1))
+    after = before if x.causal else torch.maximum(row + x.side + 1, low)
+    left = (torch.minimum(before, high) - low).clamp_min(0)
+    right = torch.zeros_like(left) if x.causal else (high - after).clamp_min(0)
+    places: list[Tensor] = []
+    for draw in range(x.random):
+        # A place in [0, count - r + draw]; one that is taken is replaced by the last of them. With fewer candidates
+        # than draws, those of limit >= 0 are as many as the candidates and take every place.
+        limit = left + right - x.random + draw
+        place = (_uniform(x.seed, heads, row, draw) * (limit + 1)).long()
+        for taken in places:
+            place = torch.where(place == taken, limit, place)
+        places.append(torch.where(limit >= 0, place, NOTHING))
+    return [torch.where(p == NOTHING, NOTHING, torch.where(p < left, p + low, p - left + after)) for p in places]
 
 
-def _uniform(seed: int, head: int, row: Ints, draw: int) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1), a pure function of the arguments: the finishing steps of splitmix64 over a mixed key."""
-    with np.errstate(over="ignore"):
-        x = np.full(len(row), seed & 0xFFFFFFFF, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        for part in (np.uint64(head), np.uint64(draw), row.astype(np.uint64)):
-            x = (x ^ part) + np.uint64(0x9E3779B97F4A7C15)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            x = x ^ (x >> np.uint64(31))
-    return np.asarray((x >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+def _uniform(seed: int, heads: Tensor, row: Tensor, draw: int) -> Tensor:
+    """Numbers in [0, 1), a pure function of the arguments: the finishing steps of splitmix64 over a mixed key.
+
+    int64 wraps as uint64 does; only a shift must not carry the sign along.
+    """
+
+    def shift(x: Tensor, by: int) -> Tensor:
+        return (x >> by) & ((1 << (64 - by)) - 1)
+
+    x = torch.full_like(row, _wrapped((seed & 0xFFFFFFFF) * 0x9E3779B97F4A7C15))
+    for part in (heads, torch.full_like(row, draw), row):
+        x = (x ^ part) + _wrapped(0x9E3779B97F4A7C15)
+        x = (x ^ shift(x, 30)) * _wrapped(0xBF58476D1CE4E5B9)
+        x = (x ^ shift(x, 27)) * _wrapped(0x94D049BB133111EB)
+        x = x ^ shift(x, 31)
+    return shift(x, 11).double() * 2.0**-53
+
+
+def _wrapped(x: int) -> int:
+    """A 64-bit number as the int64 of the same bits."""
+    return (x & (2**64 - 1)) - (2**64 if x & 2**63 else 0)
 
 
 def key_blocks(layout: BlockLayout, row: int, head: int, blocks: int) -> list[int]:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clearhead.attention.bigbird import NOTHING, RELEASED_REACH, BlockLayout, Ints
-from clearhead.attention.terms import TERMS, Dense, KeyRange, Rows, Segments, Term, narrow_dim
+from clearhead.attention.bigbird import NOTHING, BlockLayout, Ints, drawn_blocks
+from clearhead.attention.terms import TERMS, KeyRange, Rows, Segments, Term, narrow_dim
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Blocks(Term):
 
     def _with_random(self, seen: Tensor, q_block: Tensor, k_block: Tensor, blocks: Tensor) -> Tensor:
         heads = torch.arange(self.heads.start, self.heads.stop, device=q_block.device)[:, None, None]
-        for drawn in _drawn(self.layout, heads, q_block.clamp_min(0), blocks):
+        for drawn in drawn_blocks(self.layout, heads, q_block.clamp_min(0), blocks):
             seen = seen | ((k_block == drawn) & (q_block >= 0))
         return seen
 
@@ -129,6 +129,8 @@ class Blocks(Term):
 
         None for every column. For one batch row, or rows that stand alike: read on the host.
         """
+        if not self.tensors():
+            return _listed(self.layout, self.heads, 0, self.keys, self.keys, first, last)
         position = np.arange(first, last)
         starts, ends = (self._host(t, position, other) for t, other in ((self.start, 0), (self.end, self.keys)))
         if (starts == starts[0]).all() and (ends == ends[0]).all():
@@ -197,53 +199,6 @@ def _document_bounds(segments_bm: Tensor) -> tuple[Tensor, Tensor]:
     last = torch.cat([new[:, 1:], new[:, :1].new_ones(len(new), 1)], dim=1)
     end = torch.where(last, index + 1, m).flip(1).cummin(dim=1).values.flip(1)
     return start, end
-
-
-def without_blocks(terms: tuple[Term, ...]) -> tuple[Term, ...]:
-    """The terms but for block patterns: enough to know whether a query sees any key, unless a dense mask says more."""
-    if any(isinstance(t, Dense) for t in terms):
-        return terms
-    return tuple(t for t in terms if not isinstance(t, Blocks))
-
-
-def _drawn(x: BlockLayout, heads: Tensor, row: Tensor, blocks: Tensor) -> list[Tensor]:
-    """`BlockLayout.random_blocks` as tensor operations, which a compiled graph may hold; -1 for none."""
-    low = blocks.clamp_max(x.first)
-    before = torch.maximum(row - x.side, low)
-    high = row if x.causal else torch.maximum(blocks - x.last, low)
-    if x.released:
-        high = high.clamp_max(max(RELEASED_REACH // x.block, 1))
-    after = before if x.causal else torch.maximum(row + x.side + 1, low)
-    left = (torch.minimum(before, high) - low).clamp_min(0)
-    right = torch.zeros_like(left) if x.causal else (high - after).clamp_min(0)
-    places: list[Tensor] = []
-    for draw in range(x.random):
-        limit = left + right - x.random + draw
-        place = (_uniform(x.seed, heads, row, draw) * (limit + 1)).long()
-        for taken in places:
-            place = torch.where(place == taken, limit, place)
-        places.append(torch.where(limit >= 0, place, NOTHING))
-    return [torch.where(p == NOTHING, NOTHING, torch.where(p < left, p + low, p - left + after)) for p in places]
-
-
-def _uniform(seed: int, heads: Tensor, row: Tensor, draw: int) -> Tensor:
-    """As `bigbird._uniform`: int64 wraps as uint64 does, but for shifts, which must not carry the sign along."""
-
-    def shift(x: Tensor, by: int) -> Tensor:
-        return (x >> by) & ((1 << (64 - by)) - 1)
-
-    x = torch.full_like(row, _wrapped((seed & 0xFFFFFFFF) * 0x9E3779B97F4A7C15))
-    for part in (heads, torch.full_like(row, draw), row):
-        x = (x ^ part) + _wrapped(0x9E3779B97F4A7C15)
-        x = (x ^ shift(x, 30)) * _wrapped(0xBF58476D1CE4E5B9)
-        x = (x ^ shift(x, 27)) * _wrapped(0x94D049BB133111EB)
-        x = x ^ shift(x, 31)
-    return shift(x, 11).double() * 2.0**-53
-
-
-def _wrapped(x: int) -> int:
-    """A 64-bit number as the int64 of the same bits."""
-    return (x & (2**64 - 1)) - (2**64 if x & 2**63 else 0)
 
 
 TERMS["blocks"] = Blocks

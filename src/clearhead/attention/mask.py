@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from clearhead.attention.blocks import Blocks, without_blocks
+from clearhead.attention.blocks import Blocks
 from clearhead.attention.terms import TERMS, Band, Causal, Dense, KeyRange, Rows, Segments, Term, narrow_dim
 
 
@@ -160,8 +160,12 @@ class Mask:
         return torch.cat(counts, dim=-1)
 
     def some_visible(self, n: int, m: int, device: torch.device) -> Tensor:
-        """Whether each query sees any key, [1|b, 1|h, n] bool. A block pattern hides no query's own key."""
-        return Mask(without_blocks(self.terms), self.offset).visible_count(n, m, device) > 0
+        """Whether each query sees any key, [1|b, 1|h, n] bool.
+
+        A block pattern hides no query's own key, so it need not be counted unless a dense mask may.
+        """
+        mask = self if self.find(Dense) else self.without(self.blocks)
+        return mask.visible_count(n, m, device) > 0
 
     def _count_of_interval(self, n: int, m: int, device: torch.device) -> Tensor:
         rows = Rows(torch.arange(n, device=device), torch.arange(0, device=device), self.resolved_offset())
@@ -215,8 +219,7 @@ class Mask:
     @property
     def blocks(self) -> Blocks | None:
         """The block pattern among the terms."""
-        found = [t for t in self.terms if isinstance(t, Blocks)]
-        return found[0] if found else None
+        return next((t for t in self.terms if isinstance(t, Blocks)), None)
 
     def without(self, term: Term | None) -> Mask:
         """The same mask but for one of its terms."""

@@ -49,11 +49,8 @@ def refuse_sdpa(mask: Mask, bias: Bias | None, b: int, h: int, n: int, m: int) -
         return "a bias that needs a gradient sends PyTorch's fused CPU kernel to its slow path"
     if bias is None and mask_kind(mask, n, m) != "dense":
         return None
-    if mask.blocks is not None:
-        if torch.compiler.is_compiling():
-            return "random blocks are drawn on the host, which only an operator of its own may do in a compiled graph"
-        if 2 * mask.blocks.width < m:
-            return f"it would compute all {m} keys of a pattern that sees about {mask.blocks.width}"
+    if mask.blocks is not None and 2 * mask.blocks.width < m:
+        return f"it would compute all {m} keys of a pattern that sees about {mask.blocks.width}"
     if n * m > DENSE_MASK_LIMIT:
         return f"it would have to write out a {n} x {m} mask"
     widths = [t.left + t.right + 1 for t in mask.terms if isinstance(t, Band)]
