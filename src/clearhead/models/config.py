@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-from clearhead.attention.spec import AttentionSpec, Laser
+from clearhead.attention.spec import AttentionSpec, Full, Laser, Window
 from clearhead.errors import UserError, nearest, unknown
 from clearhead.init.deepscale import CONSTANTS, DEPTH_COUNTS, residual_constants
+from clearhead.memory.layout import MemoryLayout
 
 ARCHITECTURES = ("decoder", "encoder", "seq2seq")
 FEED_FORWARDS = ("swiglu", "gelu", "relu")
 NORMS = ("layer", "rms")
 NORM_PLACEMENTS = ("pre", "post")
-POSITIONS = ("none", "learned", "sinusoidal", "rope", "alibi", "t5")
+POSITIONS = ("none", "learned", "sinusoidal", "rope", "alibi", "t5", "xl")
 OUTPUT_GATES = ("none", "fixed", "head", "element")
 INITS = ("standard", "xavier", "small", "deepscale", "deepscale_simple", "admin", "admin_constant")
 DEEPSCALE = ("deepscale", "deepscale_simple")
@@ -105,13 +106,19 @@ class ModelConfig:
     """Dropout on attention weights (meaningless with laser, which refuses it)."""
     position: str = "rope"
     """none | learned | sinusoidal (both add to the embedding) | rope (turns q and k) | alibi (biases the scores) | t5
-    (a learned bias per head and distance, one table for all layers of a stack)."""
+    (a learned bias per head and distance, one table for all layers of a stack) | xl (Transformer-XL: sinusoids of the
+    distance, read by each layer with a matrix and two vectors of its own)."""
     rope_base: float = 10000.0
     """Base of the rotary frequencies."""
     relative_buckets: int = 32
     """t5 only: rows of the table; half of them for keys to the right where attention looks both ways."""
     relative_max_distance: int = 128
     """t5 only: distances from here on share one bucket."""
+    xl_width: int | None = None
+    """xl only: components of the sinusoid, even; each score costs so many more. None = `width`, as published."""
+    memory: str = ""
+    """decoder only: tokens that each layer remembers beyond its segment of `context` tokens, such as full:512, or
+    last:1,long=512,short=64 (Transformer-XL; see memory/layout.py); empty = none."""
     qk_norm: bool = False
     """RMSNorm over each query and key head, before rotary; the temperatures multiply after it."""
     output_gate: str = "none"
@@ -159,7 +166,7 @@ class ModelConfig:
             _check_count(name, getattr(self, name))
         for name in ("relative_buckets", "relative_max_distance"):
             _check_count(name, getattr(self, name))
-        for name in ("kv_heads", "head_dim", "hidden", "decoder_layers"):
+        for name in ("kv_heads", "head_dim", "hidden", "decoder_layers", "xl_width"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         for name, choices in CHOICES.items():
@@ -186,6 +193,7 @@ class ModelConfig:
                 "set attention_dropout=0 and use dropout"
             )
         object.__setattr__(self, "temperature_on", _canonical_targets(self.temperature_on))
+        self._check_memory()
 
     def _check_sizes(self) -> None:
         if self.heads % self.key_value_heads:
@@ -199,6 +207,12 @@ class ModelConfig:
             )
         if self.position == "rope" and self.head_size % 2:
             raise UserError(f"head_dim: rope turns pairs of components, expected an even size, got {self.head_size}")
+        if self.xl_width is not None and self.position != "xl":
+            raise UserError(f"xl_width: only position=xl has such a sinusoid, not {self.position}")
+        if self.position == "xl" and self.distance_size % 2:
+            raise UserError(
+                f"xl_width: sines are paired with cosines, expected an even width, got {self.distance_size}"
+            )
         if self.position == "sinusoidal" and self.width % 2:
             raise UserError(
                 f"width: sinusoidal positions pair sine with cosine, expected an even width, got {self.width}"
@@ -226,6 +240,20 @@ class ModelConfig:
                     f"relative_max_distance: must lie above the {exact} distances that have a bucket of their own, "
                     f"got {self.relative_max_distance}"
                 )
+
+    def _check_memory(self) -> None:
+        if not isinstance(self.memory, str):
+            raise UserError(f"memory: expected text such as last:1,long=512,short=64, got {self.memory!r}")
+        layout = self.memory_layout
+        if layout is None:
+            return
+        object.__setattr__(self, "memory", str(layout))
+        if self.architecture != "decoder":
+            raise UserError(f"memory: only architecture=decoder reads a stream, not {self.architecture}")
+        layout.lengths(self.layers, self.context)
+        refused = self.refuses_memory
+        if refused is not None:
+            raise UserError(f"memory={self.memory}: {refused}")
 
     def _check_init(self) -> None:
         _check_number("deepscale_alpha", self.deepscale_alpha)
@@ -284,6 +312,36 @@ class ModelConfig:
     def head_size(self) -> int:
         """`head_dim`, or `width // heads`."""
         return self.width // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def distance_size(self) -> int:
+        """`xl_width`, or `width`."""
+        return self.width if self.xl_width is None else self.xl_width
+
+    @property
+    def key_size(self) -> int:
+        """Components of a query and a key as attention gets them: `head_size`, and with xl `distance_size` more."""
+        return self.head_size + (self.distance_size if self.position == "xl" else 0)
+
+    @property
+    def memory_layout(self) -> MemoryLayout | None:
+        """The parsed memory; None = none."""
+        return MemoryLayout.parse(self.memory) if self.memory else None
+
+    @property
+    def refuses_memory(self) -> str | None:
+        """Why a decoder of this config cannot look back on a memory, or None."""
+        if self.position in ("learned", "sinusoidal"):
+            return (
+                f"position={self.position} is added to the tokens, so a remembered token would carry the place of "
+                f"another one; take xl, rope, alibi, t5 or none"
+            )
+        if not isinstance(self.spec.pattern, Full | Window):
+            return (
+                f"the pattern of attention={self.attention} counts from a document's beginning, which a memory "
+                f"forgets; take a window, or leave the pattern out"
+            )
+        return None
 
     @property
     def hidden_size(self) -> int:

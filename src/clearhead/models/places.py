@@ -26,8 +26,10 @@ def causal_geometry(
     segments: Tensor | None,
     valid: Tensor | None,
     state: DecoderState | None,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Geometry:
-    """A decoder's: each token sees its own document up to itself, and what the state holds."""
+    """A decoder's: each token sees its own document up to itself, and what the state holds. dtype: of the angles."""
     tokens, device = tokens_bt.shape[1], tokens_bt.device
     mask, first_b = _within(Mask.causal(), segments, valid)
     held_b = None if state is None else state.lengths
@@ -44,8 +46,8 @@ def causal_geometry(
         positions=positions,
         mask=mask,
         visible=visible,
-        bias=_bias(config, relative, device),
-        rotation=_rotation(config, positions),
+        bias=bias_of(config, relative, device),
+        rotation=rotation_of(config, positions, dtype),
     )
 
 
@@ -55,8 +57,10 @@ def bidirectional_geometry(
     tokens_bt: Tensor,
     segments: Tensor | None,
     valid: Tensor | None,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Geometry:
-    """An encoder's: each token sees all real tokens of its own document."""
+    """An encoder's: each token sees all real tokens of its own document. dtype: of the angles."""
     tokens, device = tokens_bt.shape[1], tokens_bt.device
     mask, first_b = _within(Mask(), segments, valid)
     positions = position_ids(tokens, segments_bt=segments, first_b=first_b, device=device)
@@ -68,8 +72,8 @@ def bidirectional_geometry(
         mask=mask,
         visible=visible,
         own=visible,
-        bias=_bias(config, relative, device),
-        rotation=_rotation(config, positions),
+        bias=bias_of(config, relative, device),
+        rotation=rotation_of(config, positions, dtype),
     )
 
 
@@ -96,7 +100,7 @@ def check_inputs(
     tokens_bt: Tensor,
     segments: Tensor | None,
     valid: Tensor | None,
-    state: DecoderState | None = None,
+    state: object | None = None,
 ) -> None:
     """Raise `ValueError` when shapes, dtypes or lengths do not fit, with what was expected."""
     if tokens_bt.dim() != 2 or tokens_bt.is_floating_point() or tokens_bt.dtype == torch.bool:
@@ -146,11 +150,15 @@ def _within(mask: Mask, segments: Tensor | None, valid: Tensor | None) -> tuple[
     return mask, first_b
 
 
-def _bias(config: ModelConfig, relative: RelativePosition | None, device: torch.device) -> Bias | None:
+def bias_of(config: ModelConfig, relative: RelativePosition | None, device: torch.device) -> Bias | None:
+    """The position term on the scores, if the config has one."""
     if relative is not None:
         return relative()
     return ALiBi(ALiBi.default_slopes(config.heads, device)) if config.position == "alibi" else None
 
 
-def _rotation(config: ModelConfig, positions: Tensor) -> Rotation | None:
-    return Rotation.at(positions, config.head_size, base=config.rope_base) if config.position == "rope" else None
+def rotation_of(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
+    """The angles of positions, for rotary and for Transformer-XL's positions."""
+    if config.position == "rope":
+        return Rotation.at(positions, config.head_size, base=config.rope_base, dtype=dtype)
+    return Rotation.at(positions, config.distance_size, dtype=dtype) if config.position == "xl" else None
