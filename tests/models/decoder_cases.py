@@ -24,6 +24,8 @@ CASES = [
         {"attention": spec, "position": "t5", "relative_buckets": 6, "relative_max_distance": 9}
         for spec in ("softmax", "laser", "self_adjust+window:5")
     ],
+    *[{"attention": spec, "position": "xl"} for spec in ("softmax", "laser+selective", "bigbird:block_size=3")],
+    {"attention": "self_adjust+window:4", "position": "xl", "xl_width": 6, "kv_heads": 2, "qk_norm": True},
     {"attention": "softmax", "position": "learned", "embedding_norm": True, "norm_placement": "post"},
     {"attention": "laser+selective", "position": "alibi", "qk_norm": True, "norm_placement": "post", "norm": "layer"},
     {

@@ -20,6 +20,7 @@ VARIANTS = [
     {"attention": "softmax+selective", "temperature_granularity": "shared", "kv_heads": 2},
     {"attention": "softmax+selective", "temperature_granularity": "head_full", "temperature_parts": "token"},
     {"attention": "laser+learned", "output_gate": "fixed", "position": "learned", "norm": "layer"},
+    {"position": "xl", "xl_width": 12, "attention": "softmax+selective"},
     {"output_gate": "element", "tie_embeddings": False, "qk_norm": True, "feed_forward": "relu"},
 ]
 

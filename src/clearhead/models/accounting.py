@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn as nn
 
+from clearhead.attention.spec import Window
 from clearhead.layers.gate import FixedGate, TokenGate
 from clearhead.layers.temperature import LearnedTemperatures, SelectiveTemperatures, TokenPart
 from clearhead.models.config import ModelConfig
@@ -68,7 +71,7 @@ def mean_visible_keys(config: ModelConfig, context: int, *, causal: bool = True)
 def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int) -> float:
     """Floating point operations per token, forward and backward, at `context` tokens.
 
-        3 * (2 * W + 4 * heads * head_dim * sum over attentions of keys)
+        3 * (2 * W + 2 * heads * (key_size + head_dim) * sum over attentions of keys)
 
     For seq2seq it is the cost per target token of a pair whose source and target have `context` tokens each, both
     stacks together. W counts `multiplied_weights`: 2 operations per weight, multiply and add. Q K^T and A V cost 2
@@ -76,16 +79,36 @@ def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int
     The backward pass costs twice the forward.
     Left out, as everywhere: norms, activations, softmax and what self_adjust and laser do to each weight or value, the
     scores that a kernel makes again in its backward pass, and the masked half that a kernel may compute in vain.
+    key_size is head_dim, and with position=xl the sinusoid's components more. With a memory, keys are those of a full
+    one, and what is remembered passes the key and value matrices again in every segment.
 
     Raises `ValueError` for a context below 1.
     """
     if context < 1:
         raise ValueError(f"flops_per_token: expected a context of at least 1 token, got {context}")
     causal, both_ways = (mean_visible_keys(config, context, causal=kind) for kind in (True, False))
+    remembered = 0.0
+    if config.memory_layout is not None:
+        lengths = config.memory_layout.lengths(config.layers, context)
+        both_sizes = 2 * config.width * config.key_value_heads * config.head_size
+        remembered = 2.0 * both_sizes * sum(lengths) / context
     keys = {
-        "decoder": config.layers * causal,
+        "decoder": _keys_of_decoder(config, context, causal),
         "encoder": config.layers * both_ways,
-        "seq2seq": config.layers * both_ways + config.decoder_depth * (causal + context),
+        "seq2seq": config.layers * both_ways + config.decoder_depth * causal,
     }[config.architecture]
-    attention = 4 * config.heads * config.head_size * keys
-    return 3.0 * (2.0 * multiplied_weights(model) + attention)
+    crossed = config.decoder_depth * context if config.architecture == "seq2seq" else 0
+    sizes = (config.key_size + config.head_size) * keys + 2 * config.head_size * crossed
+    return 3.0 * (2.0 * multiplied_weights(model) + 2 * config.heads * sizes + remembered)
+
+
+def _keys_of_decoder(config: ModelConfig, context: int, causal: float) -> float:
+    """Keys per query, summed over layers, with the memory full."""
+    layout = config.memory_layout
+    if layout is None:
+        return config.layers * causal
+    most = config.spec.pattern.size if isinstance(config.spec.pattern, Window) else math.inf
+    lengths = layout.lengths(config.layers, context)
+    if layout.windowed:
+        return float(sum(min(most, n + 1) for n in lengths))
+    return sum(min(most, n + place) for n in lengths for place in range(1, context + 1)) / context

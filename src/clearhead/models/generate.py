@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clearhead.memory.stream import SegmentStream
 from clearhead.models.decoder import Decoder
+from clearhead.models.state import DecoderState
 
 
 @torch.no_grad()
@@ -34,6 +36,9 @@ def generate(
         valid: [b, t] bool, False = padding on the left of a shorter prompt.
         stop_token: a row that has produced it is filled with it; generation ends once every row has.
 
+    A model with memory goes on in training's segments of `config.context` tokens, in space that does not grow; its
+    prompts must be of equal length (`valid` is refused).
+
     The model is used in eval mode and returned to the mode it was in. Raises `ValueError` for arguments out of range.
     """
     _check(prompt_bt, max_new_tokens, temperature, top_k, top_p, valid)
@@ -45,7 +50,11 @@ def generate(
         if max_new_tokens == 0:
             return tokens_bt
         # The last token that is drawn is never read, so it needs no place in the cache.
-        state = model.new_state(b, t + max_new_tokens - 1, device=prompt_bt.device)
+        state: DecoderState | SegmentStream
+        if model.config.memory:
+            state = model.new_stream(b, device=prompt_bt.device)
+        else:
+            state = model.new_state(b, t + max_new_tokens - 1, device=prompt_bt.device)
         stopped_b = torch.zeros(b, dtype=torch.bool, device=prompt_bt.device)
         logits_bV = model(prompt_bt, valid=valid, state=state)[:, -1]
         for step in range(max_new_tokens):
