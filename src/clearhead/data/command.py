@@ -58,9 +58,9 @@ def _say(line: str) -> None:
 
 def _describe(entry: Entry) -> str:
     here = "here" if find_entry(entry) else "not here"
-    origin = "this Python" if entry.kind == "builtin" else f"{entry.kind}: {entry.package} {entry.version}".strip()
+    origin = f"this Python {entry.package}".strip() if entry.kind == "builtin" else f"{entry.kind}: {entry.package} {entry.version}".strip()
     size = f"{entry.text_bytes / 1e6:.1f} MB"
-    head = f"{entry.name:<14} {here:<9} {size:>8} {entry.documents:>6,} documents   {origin}"
+    head = f"{entry.name:<19} {here:<9} {size:>8} {entry.documents:>6,} documents   {origin}"
     texts = [entry.about, f"Licence: {entry.licence}."]
     if entry.languages:
         first, second = entry.languages[:2]

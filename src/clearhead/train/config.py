@@ -18,7 +18,6 @@ Parallel = Literal["none", "ddp", "fsdp"]
 
 Task = Literal["causal_lm", "masked_lm", "translation"]
 
-BYTE_VOCABULARY = 257
 TASKS: dict[str, Task] = {
     "decoder": "causal_lm",
     "encoder": "masked_lm",
@@ -270,7 +269,7 @@ class RunConfig:
 
 def vocabulary_size(data: DataConfig, task: Task) -> int:
     """Ids that a model needs at least: the tokenizer's, and one for the mask of a masked LM."""
-    return (BYTE_VOCABULARY if data.tokenizer == "bytes" else data.vocab_size) + (task == "masked_lm")
+    return data.ids + (task == "masked_lm")
 
 
 def _known(cls: Any, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
