@@ -1,9 +1,9 @@
 """The fixed alphabets of sequences: DNA by letters or by words of k letters, and proteins. Imports nothing heavy.
 
-    dna      A C G T N, one token a letter
-    dna3     every three letters a token (codons of one reading frame, 64), letters where that is not possible
-    dna6     every six letters a token (4,096)
-    protein  the 20 amino acids, then B Z X (ambiguous) and U O (selenocysteine, pyrrolysine)
+dna      A C G T N, one token a letter
+dna3     every three letters a token (codons of one reading frame, 64), letters where that is not possible
+dna6     every six letters a token (4,096)
+protein  the 20 amino acids, then B Z X (ambiguous) and U O (selenocysteine, pyrrolysine)
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ _ENTRIES = (
     Entry(
         name="human-dna",
         kind="debian",
-        about="17 human entries of EMBL, 89 % of the letters one stretch of chromosome 6: DNA with other repeats than a "
+        about="17 human entries of EMBL, 89 % of it one stretch of chromosome 6: DNA with other repeats than a "
         "bacterium's. Split by position within each entry. Four more entries are left out because other entries hold "
         "them (AF129756 lies inside BA000025).",
         licence="sequences public (EMBL); package EMBOSS, GPL; the sequence files' own terms were not read",

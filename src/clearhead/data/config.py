@@ -80,7 +80,7 @@ class DataConfig:
             raise UserError(f"data.max_bytes must be positive or left out, got {self.max_bytes}")
 
     def _check_synthetic(self, task: Synthetic) -> None:
-        task.check_length(self.context)
+        task.check_context(self.context)
         if self.tokenizer != "bytes" or self.max_bytes is not None:
             raise UserError(
                 f"data.source={self.source} has symbols of its own and no end; leave data.tokenizer and data.max_bytes "

@@ -53,7 +53,7 @@ class LetterTokenizer(Tokenizer):
             return code
         whole = len(code) // k * k
         letters_wk = code[:whole].reshape(-1, k)
-        plain_w = (letters_wk < self.alphabet.plain).all(axis=1)
+        plain_w = np.asarray((letters_wk < self.alphabet.plain).all(axis=1))
         word_w = letters_wk @ self.alphabet.plain ** np.arange(k - 1, -1, -1)
         # Each word takes one place or, spelled, k of them.
         ids_wk = np.where(plain_w[:, None], word_w[:, None], letters_wk + n)

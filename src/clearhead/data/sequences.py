@@ -1,7 +1,7 @@
 """Sequence files: FASTA (NCBI's format) and the flat files of EMBL and SwissProt; every record is a document.
 
-Letters are made upper case; nothing else of a record is kept but its name. DNA files (.fna, .ffn, EMBL) also get U -> T,
-and every letter that stands for several bases (R, Y, S, W, K, M, B, D, H, V) becomes N. Proteins keep their letters; a
+Letters are made upper case; of the rest of a record its name alone is kept. DNA files (.fna, .ffn, EMBL) also get
+U -> T, and each letter that stands for several bases (R, Y, S, W, K, M, B, D, H, V) becomes N. Proteins keep their letters; a
 `*` at the end (a stop) goes.
 """
 
@@ -54,7 +54,8 @@ def read_flat(data: bytes, where: str, *, dna: bool) -> Iterator[Record]:
 
     Raises `UserError` when a record has no ID or no end, or a sequence line holds something strange.
     """
-    name, lines, inside = "", [], False
+    name, inside = "", False
+    lines: list[bytes] = []
     for line in data.splitlines():
         if line.startswith(b"ID "):
             name = line[2:].split()[0].decode(errors="replace").rstrip(";")

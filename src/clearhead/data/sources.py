@@ -15,6 +15,7 @@ from typing import IO, cast
 
 from clearhead.data.cache import Progress, file_sha256, json_sha256
 from clearhead.data.catalogue import CATALOGUE, Entry, find_pair
+from clearhead.data.config import SYNTHETIC
 from clearhead.data.fetch import debian_files, fetch_entry
 from clearhead.data.sequences import BY_ENDING, READERS
 from clearhead.errors import UserError, nearest
@@ -96,6 +97,8 @@ def resolve(source: str, progress: Progress | None = None) -> Source:
     """
     if find_pair(source) is not None or (source in CATALOGUE and CATALOGUE[source].languages):
         raise UserError(f"{source} is a set of sentence pairs, not running text; it is for: --task translation")
+    if source.startswith(SYNTHETIC):
+        raise UserError(f"{source} is a generated task and has no text; it is for train, evaluate and compare")
     if source in CATALOGUE:
         return _from_catalogue(CATALOGUE[source], progress)
     path = Path(source).expanduser()
@@ -131,7 +134,10 @@ def _from_catalogue(entry: Entry, progress: Progress | None) -> Source:
         entry.licence,
         tuple(
             SourceFile(
-                name.removesuffix(".gz").removesuffix(entry.suffix), path, entry.format, entry.leave * bool(entry.format)
+                name.removesuffix(".gz").removesuffix(entry.suffix),
+                path,
+                entry.format,
+                entry.leave * bool(entry.format),
             )
             for name, path in files
         ),

@@ -159,7 +159,9 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         raise UserError(f"no tokenizer at {path}") from error
     except Exception as error:  # the library raises bare Exception for a state that it cannot read
         raise UserError(f"{path} is not a tokenizer of clearhead: {error}") from error
-    raise UserError(f"{path} holds a tokenizer of kind {values['kind']!r}; known: bytes, bpe, {', '.join(ALPHABETS)}, symbols")
+    raise UserError(
+        f"{path} holds a tokenizer of kind {values['kind']!r}; known: bytes, bpe, {', '.join(ALPHABETS)}, symbols"
+    )
 
 
 def _chunks(text: str) -> Iterator[str]:

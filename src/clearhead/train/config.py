@@ -218,6 +218,11 @@ class RunConfig:
                     "train.inspect_every: architecture=feedback runs its blocks once a token, which the measurement "
                     "does not know; set it to 0"
                 )
+        if self.data.synthetic is not None:
+            if task == "translation":
+                raise UserError(f"data.source={self.data.source} is for causal_lm and masked_lm; this run is {task}")
+            if self.train.mask_fraction != start["mask_fraction"]:
+                raise UserError("train.mask_fraction: a generated task says itself what is asked; leave it out")
         if task == "translation" and self.train.tokens is not None:
             raise UserError("train.tokens: pairs differ in length, so translation counts steps; set train.steps")
 
@@ -225,6 +230,13 @@ class RunConfig:
     def task(self) -> Task:
         """What the model's architecture is trained for: causal_lm | masked_lm | translation."""
         return TASKS[self.model.architecture]
+
+    @property
+    def score(self) -> str:
+        """What the run is judged by: bits_per_byte | bits_per_answer | loss (nats per token)."""
+        if self.data.synthetic is not None:
+            return "bits_per_answer"
+        return "bits_per_byte" if self.task == "causal_lm" else "loss"
 
     @property
     def tokens_per_step(self) -> int:

@@ -1,6 +1,6 @@
 """Furthest: tokens are points on a circle; say for each the furthest point among those in sight.
 
-    p0 p2 p5 (8 points)        both ways: p5, p5, p0 or p2 (both 3 away: the first one met going up from p5, which is p0)
+    p0 p2 p5 (8 points)        both ways: p5 p5 p0 (p0 and p2 are both 3 away from p5; going up from p5, p0 comes first)
 
 One layer that sees everything can look for the opposite of its own point; a sparse pattern with few layers cannot, for
 every token asks for another point (BigBird, arXiv 2007.14062, proposition 1: the furthest-vector task). A causal model

@@ -2,9 +2,9 @@
 
     x0 = 3 ; x0 ++ ; if x0 > 2 : print x0 ;        answer at the last `;`: 4
 
-The algorithmic task of the Feedback Transformer (arXiv 2002.09402) by its description: assign once, raise, lower, print,
-and any of the last three behind a condition. The description leaves open what raising the largest value does and what a
-print behind a false condition is asked: here values stop at 1 and at the largest, and such a print is not asked.
+After the algorithmic task of the Feedback Transformer (arXiv 2002.09402): assign once, raise, lower, print, and any of
+the last three behind a condition. Here values stop at 1 and at the largest, and a print behind a false condition is not
+asked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KINDS = ("++", "--", "print", "if")
 
 @dataclass(frozen=True)
 class Programs(Synthetic):
-    """Statements fill the sequence; what is too short for one more is `.`"""
+    """Statements fill the sequence and a plain print ends it; what is left over is `.`"""
 
     variables: int = 3
     largest: int = 10
@@ -57,12 +57,9 @@ class Programs(Synthetic):
             random.integers(1, self.largest + 1, size=most).tolist(),
             strict=True,
         ):
-            if not program.add(variable, other, kind, inner, number, length):
+            if not program.add(variable, other, kind, inner, number, length - 3):
                 break
-        if not program.answers:  # short ones: an assignment and a print
-            program = _Program(self.largest)
-            program.add(0, 0, "print", "print", int(random.integers(1, self.largest + 1)), length)
-            program.add(0, 0, "print", "print", 1, length)
+        program.add(int(random.choice(program.variables)), 0, "print", "", 0, length)
         words = program.words + ["."] * (length - len(program.words))
         sample = unanswered(np.asarray([token[word] for word in words], dtype=np.int64))
         for place, value, since in program.answers:
@@ -79,6 +76,11 @@ class _Program:
         self.answers: list[tuple[int, int, int]] = []
         """Where it is asked, the value, and where that was decided."""
         self._holds: dict[int, tuple[int, int]] = {}  # variable -> value, where its last change ended
+
+    @property
+    def variables(self) -> list[int]:
+        """Those that have a value."""
+        return list(self._holds)
 
     def add(self, variable: int, other: int, kind: str, inner: str, number: int, length: int) -> bool:
         """Add a statement about `variable`, unless it goes beyond `length`; its first statement assigns `number`."""

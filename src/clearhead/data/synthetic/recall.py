@@ -2,8 +2,8 @@
 
     k4 v1 k0 v7 . . k0 . . k4        answers: v7 at the second k0, v1 at the second k4
 
-Multi-query associative recall (Arora et al., Zoology, arXiv 2312.04927); there questions come soon after their pair more
-often than late, here every place after the pairs is equally likely.
+Multi-query associative recall (Arora et al., Zoology, arXiv 2312.04927); there questions come soon after their pair
+more often than late, here every place after the pairs is equally likely.
 """
 
 from __future__ import annotations

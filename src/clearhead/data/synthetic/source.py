@@ -59,7 +59,7 @@ class SyntheticData:
     def summary(self) -> dict[str, Any]:
         """What a report says about the data, with the keys of `TextData.summary`."""
         count, options = self.task.sequences, self.task.options()
-        each = {"documents": count, "tokens": count * self.config.context, "bytes": 0}
+        each = {"documents": count, "tokens": count * self.length, "bytes": 0}
         return {
             "source": f"synthetic:{self.task.name} ({', '.join(f'{k}={v}' for k, v in options.items())})",
             "licence": "generated here",
@@ -71,12 +71,19 @@ class SyntheticData:
             "notes": [f"a guess is right: {self.task.chance}"],
         }
 
-    def sample(self, split: str, index: int, *, length: int | None = None, seed: int = 0, both_ways: bool = False) -> Sample:
-        """Draw sequence `index` of a split, `length` tokens (None = the config's context). `seed` is for training alone.
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence, unless another length is asked for."""
+        return self.task.length or self.config.context
+
+    def sample(
+        self, split: str, index: int, *, length: int | None = None, seed: int = 0, both_ways: bool = False
+    ) -> Sample:
+        """Draw sequence `index` of a split, `length` tokens (None = the config's). `seed` is for training alone.
 
         Raises `UserError` for another split or a length too short, `ValueError` for an index or seed below 0.
         """
-        length = self.config.context if length is None else length
+        length = self.length if length is None else length
         self.task.check_length(length)
         name = _split(split)
         if index < 0 or seed < 0:
@@ -90,9 +97,20 @@ class SyntheticData:
         """The batch of one step: sequences step * batch_size and on. See `sample`."""
         return self.rows(split, range(step * batch_size, (step + 1) * batch_size), context, seed, both_ways=both_ways)
 
-    def rows(
-        self, split: str, indices: range, length: int, seed: int = 0, *, both_ways: bool = False
-    ) -> SampleBatch:
+    def lanes(self, split: str, batch_size: int, context: int, seed: int, step: int) -> tuple[SampleBatch, int]:
+        """The batch of one step for a model with a memory, and the number that its rows' sequences have in common.
+
+        Every row reads its sequence in `length / context` steps, `context` tokens at a time, and then the next one:
+        all rows begin a sequence at the same step, and the number counts up there.
+        """
+        if self.length % context:
+            raise self.task.error(f"length: expected a multiple of the segment {context}, got {self.length}")
+        number, part = divmod(step, self.length // context)
+        whole = self.batch(split, batch_size, self.length, seed, number)
+        here = slice(part * context, (part + 1) * context)
+        return SampleBatch(whole.tokens[:, here], whole.targets[:, here], whole.distance[:, here]), number
+
+    def rows(self, split: str, indices: range, length: int, seed: int = 0, *, both_ways: bool = False) -> SampleBatch:
         """Some sequences as a batch. See `sample`."""
         drawn = [self.sample(split, i, length=length, seed=seed, both_ways=both_ways) for i in indices]
         return SampleBatch(
@@ -101,7 +119,7 @@ class SyntheticData:
 
     def stream(self, split: str) -> npt.NDArray[np.int64]:
         """Tokens of some sequences of a split in a row: for counting how often tokens occur."""
-        return self.rows(split, range(_SEEN), self.config.context).tokens.reshape(-1)
+        return self.rows(split, range(_SEEN), self.length).tokens.reshape(-1)
 
 
 def _split(name: str) -> Split:

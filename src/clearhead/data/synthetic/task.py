@@ -41,6 +41,8 @@ class Synthetic(ABC):
 
     sequences: int = 256
     """Sequences of the validation set, and of the test set."""
+    length: int = 0
+    """Tokens of a sequence; 0 = the context. A model with a memory reads a longer one segment by segment."""
 
     name: ClassVar[str]
     chance: ClassVar[str]
@@ -52,6 +54,7 @@ class Synthetic(ABC):
             if isinstance(value, float) and not math.isfinite(value):
                 raise self.error(f"{field.name}: expected a finite number, got {value}")
         self.at_least("sequences", 1)
+        self.at_least("length", 0)
         self.check()
 
     @property
@@ -72,10 +75,16 @@ class Synthetic(ABC):
         """Draw a sequence of `length` tokens, of which `least()` is the smallest. `both_ways`: the model may look
         ahead, so nothing that gives an answer away may follow it."""
 
+    def check_context(self, context: int) -> None:
+        """Raise `UserError` when sequences read `context` tokens at a time cannot hold the task."""
+        self.check_length(self.length or context)
+        if self.length % context:
+            raise self.error(f"length: expected a multiple of the context {context}, got {self.length}")
+
     def check_length(self, length: int) -> None:
         """Raise `UserError` when a sequence of `length` tokens cannot hold the task."""
         if length < self.least():
-            raise self.error(f"needs at least {self.least()} tokens, got a context of {length}")
+            raise self.error(f"needs at least {self.least()} tokens, got {length}; raise the context")
 
     def options(self) -> dict[str, Any]:
         """Every option by name."""
