@@ -25,8 +25,9 @@ def evaluate(asked: Evaluate) -> None:
     """Score a run and print the scores."""
     config, tokenizer, model = open_run(asked.run, asked.device)
     source = config.data.source if asked.data is None else source_name(asked.data)
-    drawn = asked.context is not None and source.startswith(SYNTHETIC)  # at that length, not at the run's
-    context = asked.context if drawn else config.data.context
+    context = config.data.context
+    if asked.context is not None and source.startswith(SYNTHETIC):
+        context = asked.context  # drawn at that length, not at the run's
     data = dataclasses.replace(config.data, source=source, context=context)
     by_task = {"causal_lm": _score_text, "masked_lm": _score_masked, "translation": _score_pairs}
     generated = config.data.synthetic is not None

@@ -1,8 +1,8 @@
 """Sequence files: FASTA (NCBI's format) and the flat files of EMBL and SwissProt; every record is a document.
 
 Letters are made upper case; of the rest of a record its name alone is kept. DNA files (.fna, .ffn, EMBL) also get
-U -> T, and each letter that stands for several bases (R, Y, S, W, K, M, B, D, H, V) becomes N. Proteins keep their letters; a
-`*` at the end (a stop) goes.
+U -> T, and each letter that stands for several bases (R, Y, S, W, K, M, B, D, H, V) becomes N. Proteins keep their
+letters; a `*` at the end (a stop) goes.
 """
 
 from __future__ import annotations
