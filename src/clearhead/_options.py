@@ -93,6 +93,12 @@ class Train:
     pairs: a name such as verses-en-de, or a .tsv (source, tab, target) or a .jsonl (keys source, target)."""
     context: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the size's own)")] = None
     """Tokens in one training window."""
+    memory: Annotated[str | None, arg(metavar="LAYOUT", help_behavior_hint="(default: none)")] = None
+    """causal_lm only: what each layer remembers beyond the window, such as full:512, last:1 or
+    interleaved:2,long=512,short=64. Every row of a batch then reads on where it stopped. A named size gets positions
+    xl with it, unless --model.position says otherwise."""
+    segment: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the context)")] = None
+    """Another word for --context, usual with --memory."""
     steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint=f"(default: {DEFAULT_STEPS})")] = None
     """The budget: optimizer steps."""
     tokens: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: by --steps)")] = None
@@ -108,6 +114,7 @@ class Train:
     clearhead train --out runs/masked --task masked_lm --model tiny --model.position t5
     clearhead train --out runs/en-de --task translation --model tiny --context 96 --steps 3000
     clearhead train --out runs/mine --task translation --data pairs.tsv --data.tokenizer bytes --train.beams 4
+    clearhead train --out runs/memory --memory last:1,long=512,short=64 --segment 128
     clearhead train --out runs/bpe --data.tokenizer bpe --data.vocab-size 4096 --context 512
     torchrun --nproc-per-node 2 -m clearhead.cli train --out runs/two --train.parallel ddp
     """
@@ -130,6 +137,8 @@ class Evaluate:
     """Other text: a name from `clearhead data list`, or a file or folder; read with the run's tokenizer."""
     context: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the run's)")] = None
     """Tokens that a prediction can look back on at most."""
+    memory: Annotated[str | None, arg(metavar="LAYOUT", help_behavior_hint="(default: the run's)")] = None
+    """Another memory than in training, such as full:2048: documents are read segment by segment."""
     stride: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: half the context)")] = None
     """Tokens that each further window scores; smaller is slower and gives more context."""
     tokens: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
@@ -145,6 +154,7 @@ class Evaluate:
     clearhead evaluate runs/first
     clearhead evaluate runs/first --split val --json
     clearhead evaluate runs/first --data moby.txt --split all
+    clearhead evaluate runs/memory --memory full:2048
     clearhead evaluate runs/en-de --beams 4
     """
 

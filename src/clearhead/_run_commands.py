@@ -111,10 +111,21 @@ def _say(line: str) -> None:
 def _score_text(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, model: Any) -> tuple[Any, Any]:
     from clearhead.data.retokenize import documents_for
     from clearhead.train.evaluate import evaluate as score
+    from clearhead.train.evaluate_stream import evaluate_stream
 
     _refuse(asked, config, "beams")
     documents = documents_for(tokenizer, data, asked.split, progress=_say)
-    result = score(model, documents, asked.split, context=asked.context, stride=asked.stride, max_tokens=asked.tokens)
+    layout = config.model.memory if asked.memory is None else asked.memory
+    if layout:
+        if asked.stride is not None:
+            raise UserError("--stride means nothing with a memory: segments follow each other; leave it out")
+        result = evaluate_stream(
+            model, documents, asked.split, layout=layout, segment=asked.context, max_tokens=asked.tokens
+        )
+    else:
+        result = score(
+            model, documents, asked.split, context=asked.context, stride=asked.stride, max_tokens=asked.tokens
+        )
     return result, _print_text
 
 
@@ -123,7 +134,7 @@ def _score_masked(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any,
     from clearhead.train.score_masked import score_masked
     from clearhead.train.tasks.masked_lm import mask_token
 
-    _refuse(asked, config, "beams", "stride")
+    _refuse(asked, config, "beams", "stride", "memory")
     result = score_masked(
         model,
         documents_for(tokenizer, data, asked.split, progress=_say),
@@ -141,7 +152,7 @@ def _score_pairs(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, 
     from clearhead.data.pairs import pairs_for
     from clearhead.train.score_pairs import score_pairs
 
-    _refuse(asked, config, "context", "stride")
+    _refuse(asked, config, "context", "stride", "memory")
     if asked.split == "all":
         raise UserError("--split all: pairs are scored by split; give train, val or test")
     result = score_pairs(
@@ -187,7 +198,10 @@ def _print_text(result: Any, source: str) -> None:
         ("perplexity per token", [f"{d.perplexity:.3f}" for d in result.per_document], f"{result.perplexity:.3f}"),
     ]
     _table(result, source, columns)
-    print(f"context {result.context}, each further window scores {result.stride} tokens")
+    if result.memory:
+        print(f"segments of {result.context} tokens, memory {result.memory}")
+    else:
+        print(f"context {result.context}, each further window scores {result.stride} tokens")
 
 
 def _print_masked(result: Any, source: str) -> None:

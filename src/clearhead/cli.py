@@ -199,14 +199,18 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
         OptimConfig=start.optim,
         TrainConfig=train_start,
     )
-    context = model_start.context if asked.context is None else asked.context
+    if asked.context is not None and asked.segment is not None:
+        raise UserError("--context and --segment say the same; give one of them")
+    window = asked.context if asked.segment is None else asked.segment
+    context = model_start.context if window is None else window
+    memory = _memory(arguments, asked.memory, named=size in PRESETS)
     source = data_start.source if asked.source is None else source_name(asked.source)
     data = asked.data.build(source=source, context=context)
     vocabulary = vocabulary_size(data, TASKS[architecture])
     steps = DEFAULT_STEPS if asked.steps is None and asked.tokens is None else asked.steps
     own_warmup = given(arguments, "--optim.warmup-steps") or given(arguments, "--optim.warmup_steps")
     config = RunConfig(
-        model=asked.model.build(vocab_size=vocabulary, context=context, architecture=architecture),
+        model=asked.model.build(vocab_size=vocabulary, context=context, architecture=architecture, **memory),
         data=data,
         optim=asked.optim.build() if own_warmup else asked.optim.build(warmup_steps=0),
         train=asked.train.build(steps=steps, tokens=asked.tokens),
@@ -215,6 +219,15 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
         warmup = min(start.optim.warmup_steps, config.total_steps // 10)
         config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, warmup_steps=warmup))
     return config, asked.out
+
+
+def _memory(arguments: list[str], layout: str | None, *, named: bool) -> dict[str, str]:
+    """Options of the model that --memory stands for; `named`: it begins from a named size, not from a file."""
+    if layout is None:
+        return {}
+    if given(arguments, "--model.memory") is not None:
+        raise UserError("--memory and --model.memory say the same; give one of them")
+    return {"memory": layout} | ({"position": "xl"} if named and given(arguments, "--model.position") is None else {})
 
 
 def _train(arguments: list[str]) -> int:

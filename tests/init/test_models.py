@@ -16,7 +16,8 @@ from clearhead.init.plan import Piece, make_plan
 from clearhead.init.report import check_once
 from clearhead.init.start import start_rules
 from clearhead.layers.residual import PlainSum, ScaledSum
-from clearhead.models.config import INITS, ModelConfig
+from clearhead.models.choices import INITS
+from clearhead.models.config import ModelConfig
 from clearhead.models.make import build_model
 
 torch.set_num_threads(1)

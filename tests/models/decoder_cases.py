@@ -30,6 +30,8 @@ CASES = [
         "position": "learned",
         "temperature_on": "value",
     },
+    *[{"attention": spec, "position": "xl"} for spec in ("softmax", "laser+selective", "bigbird:block_size=3")],
+    {"attention": "self_adjust+window:4", "position": "xl", "xl_width": 6, "kv_heads": 2, "qk_norm": True},
     {"attention": "softmax", "position": "learned", "embedding_norm": True, "norm_placement": "post"},
     {"attention": "laser+selective", "position": "alibi", "qk_norm": True, "norm_placement": "post", "norm": "layer"},
     {

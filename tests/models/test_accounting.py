@@ -20,6 +20,7 @@ VARIANTS = [
     {"attention": "softmax+selective", "temperature_granularity": "shared", "kv_heads": 2},
     {"attention": "softmax+selective", "temperature_granularity": "head_full", "temperature_parts": "token"},
     {"attention": "laser+learned", "output_gate": "fixed", "position": "learned", "norm": "layer"},
+    {"position": "xl", "xl_width": 12, "attention": "laser"},
     {"output_gate": "element", "tie_embeddings": False, "qk_norm": True, "feed_forward": "relu"},
 ]
 
@@ -95,9 +96,28 @@ def test_flops_agree_with_torch(options):
         model(torch.randint(0, 50, (batch, tokens))).sum().backward()
     config = model.config
     hidden_keys = tokens - mean_visible_keys(config, tokens)
-    masked_half = 3 * config.layers * 4 * config.heads * config.head_size * hidden_keys
+    masked_half = 3 * config.layers * 2 * config.heads * (config.key_size + config.head_size) * hidden_keys
     counted = counter.get_total_flops() / (batch * tokens)
     assert counted == pytest.approx(model.flops_per_token(tokens) + masked_half)
+
+
+@pytest.mark.parametrize("layout", ["full:30", "lengths:0/40", "lengths:30/40,range=window"])
+def test_flops_of_a_full_memory_agree_with_torch(layout):
+    tokens, batch = 24, 3
+    model = Decoder(dataclasses.replace(BASE, memory=layout, position="xl", xl_width=12))
+    memory = model.new_memory(batch)
+    for _ in range(2):
+        model(torch.randint(0, 50, (batch, tokens)), memory=memory)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.randint(0, 50, (batch, tokens)), memory=memory).sum().backward()
+    config = model.config
+    hidden = 0.0
+    for length in memory.lengths:
+        seen = length + 1 if memory.windowed else length + 12.5
+        hidden += tokens + length - seen
+    hidden *= 3 * 2 * config.heads * (config.key_size + config.head_size)
+    counted = counter.get_total_flops() / (batch * tokens)
+    assert counted == pytest.approx(model.flops_per_token(tokens) + hidden)
 
 
 def test_flops_by_hand_and_by_window():

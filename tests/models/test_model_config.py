@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from clearhead.errors import UserError
-from clearhead.models.config import CHOICES, PRESETS, ModelConfig
+from clearhead.models.choices import CHOICES
+from clearhead.models.config import PRESETS, ModelConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -63,6 +64,9 @@ def test_attention_and_targets_are_kept_in_canonical_form():
         ({"qk_norm": 1}, "qk_norm: expected true or false, got 1"),
         ({"attention": "laser", "attention_dropout": 0.1}, "set attention_dropout=0"),
         ({"attention": 3}, "attention"),
+        ({"position": "xl", "architecture": "feedback"}, "places each memory on its own"),
+        ({"position": "xl", "attention": "performer"}, "it adds to scores"),
+        ({"memory": "full:8", "attention": "performer"}, "carries the whole past"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(options, message):

@@ -78,6 +78,25 @@ def test_two_processes_resume(config, tmp_path, parallel):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_with_a_memory_equal_one(config, tmp_path, parallel):
+    """Each has the memory of its own rows; the checkpoint has all of them, and they resume from it."""
+    model = STILL | {"position": "xl", "memory": "lengths:40", "xl_width": 8}
+    options = {"model": model, "optim": {"eps": 1e-3}, "grad_accum": 2, "batch_size": 8, "steps": 8}
+    torchrun(tmp_path / "two", config(parallel=parallel, **options), "stop-at-6")
+    assert store.checkpoints(tmp_path / "two")[0].name == "step-00000006"
+    torchrun(tmp_path / "two", config(parallel=parallel, **options), "")
+    one = train(config(**options), tmp_path / "one", progress=False)
+    two = json.loads((tmp_path / "two" / "result.json").read_text())["summary"]
+    assert two["test_bits_per_byte"] == pytest.approx(one.summary["test_bits_per_byte"], rel=1e-5)
+    assert two["test_tokens"] == one.summary["test_tokens"]
+    held = [store.read(store.newest_model(tmp_path / name)).tensors[store.MEMORY] for name in ("one", "two")]
+    assert held[0].keys() == held[1].keys()
+    for name, tensor in held[0].items():
+        torch.testing.assert_close(held[1][name], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.full
 @pytest.mark.skipif(
     shutil.which("c++") is None and shutil.which("g++") is None, reason="torch.compile needs a compiler"
 )

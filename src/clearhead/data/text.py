@@ -25,6 +25,7 @@ from clearhead.data.alphabets import ALPHABETS
 from clearhead.data.cache import Progress, cache_folder, discard, json_sha256, tell, write_json
 from clearhead.data.catalogue import CATALOGUE
 from clearhead.data.config import DataConfig
+from clearhead.data.lanes import lane_batch
 from clearhead.data.letters import LetterTokenizer
 from clearhead.data.sources import RawDocument, Source, resolve
 from clearhead.data.split import SPLITS, Split, SplitPlan, cut, plan_split
@@ -58,6 +59,7 @@ class TextData:
         """Equal for two runs if and only if their tokens, documents and tokenizer are equal."""
         self._store = store
         self._notes = [*store.header["notes"], *notes]
+        self._separators: dict[Split, npt.NDArray[np.int64]] = {}
         self._cut_ends = {split: store.cut_ends(split) for split in SPLITS}
 
     @property
@@ -125,6 +127,28 @@ class TextData:
         opens_bt = tokens_bt == self.tokenizer.separator
         segments_bt = np.cumsum(opens_bt, axis=1) - opens_bt[:, :1]
         return Batch(tokens_bt.copy(), targets_bt, segments_bt)
+
+    def lanes(self, split: str, batch_size: int, context: int, seed: int, step: int) -> Batch:
+        """Return the batch of one step in which every row goes on where it stopped (see `data/lanes.py`).
+
+        Segments number the documents through all steps. Raises as `batch` does.
+        """
+        if batch_size < 1 or context < 1 or seed < 0 or step < 0:
+            raise ValueError(
+                "expected batch_size >= 1, context >= 1, seed >= 0 and step >= 0, got "
+                f"{batch_size}, {context}, {seed} and {step}"
+            )
+        name = as_split(split)
+        stream = self._store.stream(name)
+        _require(self.config.source, name, len(stream), context)
+        if name not in self._separators:
+            self._separators[name] = np.flatnonzero(stream[:-1] == self.tokenizer.separator)
+        tokens_bt, targets_bt, number_bt, next_bt = lane_batch(
+            stream, self._separators[name], batch_size, context, seed, step
+        )
+        if len(self._cut_ends[name]):
+            targets_bt[np.isin(next_bt, self._cut_ends[name])] = IGNORE
+        return Batch(tokens_bt, targets_bt, number_bt)
 
     def batches(self, split: str, batch_size: int, context: int, seed: int, start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of `start_step`, `start_step + 1`, ... without end."""

@@ -17,7 +17,8 @@ from clearhead.init.report import InitReport, check_once, measure, residual_cons
 from clearhead.init.rules import DeepScaleRules
 from clearhead.init.standard import constant
 from clearhead.init.start import start_pieces, start_rules
-from clearhead.models.config import DEEPSCALE, INITS, ModelConfig
+from clearhead.models.choices import DEEPSCALE, INITS
+from clearhead.models.config import ModelConfig
 
 # What `init_` takes by its name there, and the field of `ModelConfig` that says the same.
 FIELDS = {

@@ -17,7 +17,7 @@ from clearhead.init.plan import Piece, Rules, draw_plan, make_plan
 from clearhead.init.report import InitReport, check_once, measure, residual_constants_of
 from clearhead.init.rules import AdminRules, DeepScaleOptions, DeepScaleRules, PlainRules, SimplifiedRules
 from clearhead.init.standard import SCHEMES, constant
-from clearhead.models.config import ADMIN
+from clearhead.models.choices import ADMIN
 
 
 def init_foreign(

@@ -14,7 +14,8 @@ from clearhead.init.embedding_correlation import config_correlation
 from clearhead.init.plan import Piece, Rules, draw_plan, make_plan
 from clearhead.init.rules import AdminRules, DeepScaleOptions, DeepScaleRules, PlainRules, SimplifiedRules
 from clearhead.init.standard import SCHEMES, Draw, start_plan
-from clearhead.models.config import DEEPSCALE, ModelConfig
+from clearhead.models.choices import DEEPSCALE
+from clearhead.models.config import ModelConfig
 
 
 def start_parameters(model: nn.Module, config: ModelConfig, seed: int) -> dict[str, Draw]:

@@ -6,20 +6,23 @@ p = heads * head dim.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
-from clearhead.attention.attend import attend
+from clearhead.attention.attend import State, attend
 from clearhead.attention.selective import Temperatures
 from clearhead.attention.spec import AttentionSpec
 from clearhead.layers.gate import FixedGate, TokenGate
 from clearhead.layers.geometry import Geometry
 from clearhead.layers.norms import RMS_EPS
 from clearhead.layers.performer import PerformerFeatures
+from clearhead.layers.position.rope import Rotation
+from clearhead.layers.position.transformer_xl import RelativeXL
 from clearhead.layers.temperature import LearnedTemperatures, SelectiveTemperatures
-from clearhead.memory.performer import Cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +40,11 @@ class Attention(nn.Module):
 
     Order: project; temperatures read the bare projections; split into heads; QK-norm (RMSNorm over each head, one
     weight for all heads); rotary; `attend`, which multiplies the temperatures; gate; output matrix.
-    With a cache the new keys and values are appended, keys after rotary and values after their temperature.
+    With a cache the new keys and values are appended, keys after rotary and values after their temperature. `past` are
+    tokens before x that are keys and values only (Transformer-XL's memory), as the projections read them.
+    `relative` = Transformer-XL's positions in the place of rotary.
 
-    Shapes: x [b, t, width] -> [b, t, width].
+    Shapes: x [b, t, width], past [b, m, width] -> [b, t, width].
     """
 
     branch_output = "output"  # the matrix that writes into the residual stream; initialisations scale it
@@ -55,6 +60,7 @@ class Attention(nn.Module):
         qk_norm: bool = False,
         temperatures: SelectiveTemperatures | LearnedTemperatures | None = None,
         gate: FixedGate | TokenGate | None = None,
+        relative: RelativeXL | None = None,
         dropout: float = 0.0,
         features: PerformerFeatures | None = None,
     ) -> None:
@@ -70,24 +76,29 @@ class Attention(nn.Module):
         self.temperatures = temperatures
         self.gate = gate
         self.features = features
+        self.relative = relative
         self.output = nn.Linear(heads * head_dim, width, bias=False)
 
-    def forward(self, x_btw: Tensor, geometry: Geometry, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, x_btw: Tensor, geometry: Geometry, cache: State | None = None, past_bmw: Tensor | None = None
+    ) -> Tensor:
         """See the class."""
         q_btp = self.query(x_btw)  # before keys and values: the order decides how gradients of x are rounded
-        return self.look(x_btw, q_btp, self.read(x_btw, geometry), geometry, cache)
+        read_bsw = x_btw if past_bmw is None else torch.cat((past_bmw.to(x_btw.dtype), x_btw), dim=1)
+        return self.look(x_btw, q_btp, self.read(read_bsw, geometry), geometry, cache)
 
     def read(self, x_bsw: Tensor, geometry: Geometry) -> Source:
         """Make keys and values of `x`."""
         k_bsp, v_bsp = self.key(x_bsw), self.value(x_bsw)
         taus = (None, None) if self.temperatures is None else self.temperatures.of_source(k_bsp, v_bsp, geometry)
         k_bgsd = _normed(self.key_norm, self._split(k_bsp))
-        if geometry.rotation is not None:
-            k_bgsd = geometry.rotation(k_bgsd)
+        rotation = geometry.source_rotation
+        if rotation is not None:
+            k_bgsd = self._placed_key(k_bgsd, rotation)
         return Source(k_bgsd, self._split(v_bsp), *taus)
 
     def look(
-        self, x_btw: Tensor, q_btp: Tensor, source: Source, geometry: Geometry, cache: Cache | None = None
+        self, x_btw: Tensor, q_btp: Tensor, source: Source, geometry: Geometry, cache: State | None = None
     ) -> Tensor:
         """Let the projected queries of `x` attend to `source`, and mix the heads."""
         temperatures = None
@@ -96,7 +107,7 @@ class Attention(nn.Module):
             temperatures = Temperatures(tau, source.key_temperature, source.value_temperature)
         q_bhtd = _normed(self.query_norm, self._split(q_btp))
         if geometry.rotation is not None:
-            q_bhtd = geometry.rotation(q_bhtd)
+            q_bhtd = self._placed_query(q_bhtd, geometry.rotation)
 
         out_bhtd = attend(
             q_bhtd,
@@ -106,6 +117,7 @@ class Attention(nn.Module):
             mask=geometry.mask,
             bias=geometry.bias,
             temperatures=temperatures,
+            scale=1.0 / math.sqrt(self.head_dim),
             dropout_p=self.dropout if self.training else 0.0,
             state=cache,
             projection=None if self.features is None else self.features(),
@@ -113,6 +125,12 @@ class Attention(nn.Module):
         if self.gate is not None:
             out_bhtd = self.gate(out_bhtd, x_btw)
         return self.output(out_bhtd.transpose(1, 2).flatten(2))
+
+    def _placed_query(self, q_bhtd: Tensor, rotation: Rotation) -> Tensor:
+        return rotation(q_bhtd) if self.relative is None else self.relative.query(q_bhtd, rotation)
+
+    def _placed_key(self, k_bgsd: Tensor, rotation: Rotation) -> Tensor:
+        return rotation(k_bgsd) if self.relative is None else self.relative.key(k_bgsd, rotation)
 
     def _split(self, x_btp: Tensor) -> Tensor:
         return x_btp.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

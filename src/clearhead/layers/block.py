@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch.nn as nn
 from torch import Tensor
 
+from clearhead.attention.attend import State
 from clearhead.layers.attention import Attention
 from clearhead.layers.cross_attention import Cross, CrossAttention
 from clearhead.layers.feed_forward import FeedForward, SwiGLU
 from clearhead.layers.geometry import Geometry
 from clearhead.layers.residual import PostNormResidual, PreNormResidual
-from clearhead.memory.performer import Cache
 
 Residual = PreNormResidual | PostNormResidual
 
@@ -48,12 +48,18 @@ class Block(nn.Module):
         self,
         x_btw: Tensor,
         geometry: Geometry,
-        cache: Cache | None = None,
+        cache: State | None = None,
         states_bsw: Tensor | None = None,
         cross: Cross | None = None,
+        past_bmw: Tensor | None = None,
     ) -> Tensor:
-        """See the class. `states_bsw` and `cross` are the source of the cross attention, if the block has one."""
-        x_btw = self.attention_residual(x_btw, lambda h_btw: self.attention(h_btw, geometry, cache))
+        """See the class. `states_bsw` and `cross` are the source of the cross attention, if the block has one.
+
+        past_bmw: earlier inputs of this block, [b, m, w], that attention looks back on (memory), normed as x is.
+        """
+        if past_bmw is not None:
+            past_bmw = self.attention_residual.reads(past_bmw)
+        x_btw = self.attention_residual(x_btw, lambda h_btw: self.attention(h_btw, geometry, cache, past_bmw))
         if self.cross_attention is not None and self.cross_attention_residual is not None:
             if cross is None:
                 raise ValueError("Block: this block has cross attention and needs a source")

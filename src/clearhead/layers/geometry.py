@@ -30,4 +30,11 @@ class Geometry:
     bias: Bias | None = None
     """Position term on the scores (ALiBi, T5)."""
     rotation: Rotation | None = None
-    """Rotary angles."""
+    """Angles of the positions (rotary, Transformer-XL)."""
+    key_rotation: Rotation | None = None
+    """Angles of the keys that the call makes, where they are more than its tokens (memory); None = `rotation`."""
+
+    @property
+    def source_rotation(self) -> Rotation | None:
+        """Angles of the keys."""
+        return self.rotation if self.key_rotation is None else self.key_rotation

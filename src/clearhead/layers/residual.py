@@ -120,6 +120,10 @@ class PreNormResidual(nn.Module):
         """See the class."""
         return self.rule(x_btw, self.dropout(branch(self.norm(x_btw))))
 
+    def reads(self, x_btw: Tensor) -> Tensor:
+        """What the branch reads of a stream."""
+        return self.norm(x_btw)
+
 
 class PostNormResidual(nn.Module):
     """norm(rule(x, dropout(f(x))))."""
@@ -133,6 +137,10 @@ class PostNormResidual(nn.Module):
     def forward(self, x_btw: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """See the class."""
         return self.norm(self.rule(x_btw, self.dropout(branch(x_btw))))
+
+    def reads(self, x_btw: Tensor) -> Tensor:
+        """What the branch reads of a stream."""
+        return x_btw
 
 
 def make_residual(

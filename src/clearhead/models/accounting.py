@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn as nn
 
+from clearhead.attention.spec import Window
 from clearhead.layers.feedback import FeedbackAttention
 from clearhead.layers.gate import FixedGate, TokenGate
 from clearhead.layers.temperature import LearnedTemperatures, SelectiveTemperatures, TokenPart
@@ -76,14 +79,16 @@ def _paid_keys(config: ModelConfig, seen: float) -> float:
 def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int) -> float:
     """Floating point operations per token, forward and backward, at `context` tokens.
 
-        3 * (2 * W + 4 * heads * head_dim * sum over attentions of keys)
+        3 * (2 * W + 2 * heads * (key_size + head_dim) * sum over attentions of keys)
 
     For seq2seq it is the cost per target token of a pair whose source and target have `context` tokens each, both
     stacks together. W counts `multiplied_weights`: 2 operations per weight, multiply and add. Q K^T and A V cost 2
     operations each per query component and visible key; keys is `mean_visible_keys`, in cross attention the context.
-    The backward pass costs twice the forward. A performer pays for features instead of keys, at any context
-    (`Performer.equivalent_keys`, with as many key heads as query heads). For feedback, keys is `mean_memories` in each
-    layer, and keys and values of memories cost what `memory_flops_per_token` says.
+    The backward pass costs twice the forward. key_size is head_dim, and with position=xl the sinusoid's components
+    more. A performer pays for features instead of keys, at any context (`Performer.equivalent_keys`, with as many key
+    heads as query heads). With a memory, keys are those of a full one, and what is remembered passes the key and value
+    matrices again in every segment. For feedback, keys is `mean_memories` in each layer, and keys and values of
+    memories cost what `memory_flops_per_token` says.
     Left out, as everywhere: norms, activations, softmax and what self_adjust and laser do to each weight or value, what
     a kernel makes again in its backward pass (scores; of a performer features, and the squares of its chunks), and the
     masked half that a kernel may compute in vain.
@@ -97,13 +102,31 @@ def training_flops_per_token(model: nn.Module, config: ModelConfig, context: int
         others = multiplied_weights(model) - _source_weights(model)
         return 3.0 * (2.0 * others + attention) + memory_flops_per_token(model, config, context)
     causal, both_ways = (_paid_keys(config, mean_visible_keys(config, context, causal=kind)) for kind in (True, False))
+    remembered = 0.0
+    if config.memory_layout is not None:
+        lengths = config.memory_layout.lengths(config.layers, context)
+        both_sizes = 2 * config.width * config.key_value_heads * config.head_size
+        remembered = 2.0 * both_sizes * sum(lengths) / context
     keys = {
-        "decoder": config.layers * causal,
+        "decoder": _keys_of_decoder(config, context, causal),
         "encoder": config.layers * both_ways,
-        "seq2seq": config.layers * both_ways + config.decoder_depth * (causal + _paid_keys(config, context)),
+        "seq2seq": config.layers * both_ways + config.decoder_depth * causal,
     }[config.architecture]
-    attention = 4 * config.heads * config.head_size * keys
-    return 3.0 * (2.0 * multiplied_weights(model) + attention)
+    crossed = config.decoder_depth * _paid_keys(config, context) if config.architecture == "seq2seq" else 0
+    sizes = (config.key_size + config.head_size) * keys + 2 * config.head_size * crossed
+    return 3.0 * (2.0 * multiplied_weights(model) + 2 * config.heads * sizes + remembered)
+
+
+def _keys_of_decoder(config: ModelConfig, context: int, causal: float) -> float:
+    """Keys per query, summed over layers, with the memory full."""
+    layout = config.memory_layout
+    if layout is None:
+        return config.layers * causal
+    most = config.spec.pattern.size if isinstance(config.spec.pattern, Window) else math.inf
+    lengths = layout.lengths(config.layers, context)
+    if layout.windowed:
+        return float(sum(min(most, n + 1) for n in lengths))
+    return sum(min(most, n + place) for n in lengths for place in range(1, context + 1)) / context
 
 
 def mean_memories(config: ModelConfig, context: int) -> float:

@@ -21,10 +21,12 @@ from clearhead.layers.performer import PerformerFeatures
 from clearhead.layers.position.learned import LearnedPosition
 from clearhead.layers.position.sinusoidal import SinusoidalPosition
 from clearhead.layers.position.t5 import RelativePosition
+from clearhead.layers.position.transformer_xl import RelativeXL
 from clearhead.layers.residual import ConstantOmegaSum, OmegaSum, PlainSum, ProfiledOmegaSum, ScaledSum, make_residual
 from clearhead.layers.scale import Scale
 from clearhead.layers.temperature import LearnedTemperatures, SelectiveTemperatures
-from clearhead.models.config import DEEPSCALE, ModelConfig
+from clearhead.models.choices import DEEPSCALE
+from clearhead.models.config import ModelConfig
 
 A = TypeVar("A", bound=Attention)
 
@@ -64,6 +66,7 @@ def build_feedback_block(config: ModelConfig, *, cross: bool = False) -> Feedbac
 def build_attention(kind: type[A], config: ModelConfig) -> A:
     """The attention of a block. Cross attention takes every choice of the spec but its pattern."""
     spec = dataclasses.replace(config.spec, pattern=Full()) if kind is CrossAttention else config.spec
+    placed = config.position == "xl" and kind is not CrossAttention
     return kind(
         config.width,
         config.heads,
@@ -75,6 +78,7 @@ def build_attention(kind: type[A], config: ModelConfig) -> A:
         gate=make_gate(config.output_gate, config.width, config.heads, config.head_size),
         dropout=config.attention_dropout,
         features=PerformerFeatures(spec.weights, config.head_size) if isinstance(spec.weights, Performer) else None,
+        relative=RelativeXL(config.heads, config.head_size, config.distance_size) if placed else None,
     )
 
 
@@ -136,7 +140,7 @@ def build_temperatures(config: ModelConfig) -> SelectiveTemperatures | LearnedTe
 
 
 def build_position(config: ModelConfig) -> LearnedPosition | SinusoidalPosition | None:
-    """What is added to the embedding; rotary, ALiBi and T5's positions act inside attention instead."""
+    """What is added to the embedding; rotary, ALiBi, T5's and Transformer-XL's act inside attention instead."""
     if config.position == "learned":
         return LearnedPosition(config.context, config.width)
     if config.position == "sinusoidal":

@@ -13,48 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-from clearhead.attention.spec import AttentionSpec, Full, Laser, Performer
-from clearhead.errors import UserError, nearest, unknown
-from clearhead.init.deepscale import CONSTANTS, DEPTH_COUNTS, residual_constants
-
-ARCHITECTURES = ("decoder", "encoder", "seq2seq", "feedback")
-FEED_FORWARDS = ("swiglu", "gelu", "relu")
-NORMS = ("layer", "rms")
-NORM_PLACEMENTS = ("pre", "post")
-POSITIONS = ("none", "learned", "sinusoidal", "rope", "alibi", "t5", "relative_key")
-FEEDBACK_STARTS = ("nothing", "zeros")
-OUTPUT_GATES = ("none", "fixed", "head", "element")
-INITS = ("standard", "xavier", "small", "deepscale", "deepscale_simple", "admin", "admin_constant")
-DEEPSCALE = ("deepscale", "deepscale_simple")
-ADMIN = ("admin", "admin_constant")
-DEEPSCALE_KEYS = ("context", "many")
-ADMIN_OMEGAS = ("profiled", "predicted")
-OUTPUT_CHANGES = ("log", "constant", "linear")
-OMEGA_FORMS = ("buffer", "vector")
-TEMPERATURE_GRANULARITIES = ("shared", "head_slice", "head_full")
-TEMPERATURE_TARGETS = ("query", "key", "value")
-TEMPERATURE_PARTS = ("token+position", "token", "position")
-TEMPERATURE_SLOPES = ("sigmoid", "linear")
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "architecture": ARCHITECTURES,
-    "feed_forward": FEED_FORWARDS,
-    "norm": NORMS,
-    "norm_placement": NORM_PLACEMENTS,
-    "position": POSITIONS,
-    "output_gate": OUTPUT_GATES,
-    "feedback_start": FEEDBACK_STARTS,
-    "init": INITS,
-    "depth_counts": DEPTH_COUNTS,
-    "deepscale_constants": CONSTANTS,
-    "deepscale_keys": DEEPSCALE_KEYS,
-    "admin_omega": ADMIN_OMEGAS,
-    "output_change": OUTPUT_CHANGES,
-    "omega_form": OMEGA_FORMS,
-    "temperature_granularity": TEMPERATURE_GRANULARITIES,
-    "temperature_parts": TEMPERATURE_PARTS,
-    "temperature_slope": TEMPERATURE_SLOPES,
-}
+from clearhead.attention.spec import AttentionSpec, Full, Performer, Window
+from clearhead.errors import UserError, nearest
+from clearhead.memory.layout import MemoryLayout
+from clearhead.models.choices import ADMIN, DEEPSCALE
+from clearhead.models.config_rules import check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +80,8 @@ class ModelConfig:
     """Dropout on attention weights (meaningless with laser, which refuses it)."""
     position: str = "rope"
     """none | learned | sinusoidal (both add to the embedding) | rope (turns q and k) | alibi (biases the scores) | t5
-    (a learned bias per head and distance, one table for all layers of a stack) | relative_key (feedback only: a learned
+    (a learned bias per head and distance, one table for all layers of a stack) | xl (Transformer-XL: sinusoids of the
+    distance, read by each layer with a matrix and two vectors of its own) | relative_key (feedback only: a learned
     vector per distance that is added to keys)."""
     rope_base: float = 10000.0
     """Base of the rotary frequencies."""
@@ -125,6 +89,11 @@ class ModelConfig:
     """t5 only: rows of the table; half of them for keys to the right where attention looks both ways."""
     relative_max_distance: int = 128
     """t5 only: distances from here on share one bucket."""
+    xl_width: int | None = None
+    """xl only: components of the sinusoid, even; each score costs so many more. None = `width`, as published."""
+    memory: str = ""
+    """decoder only: tokens that each layer remembers beyond its segment of `context` tokens, such as full:512, or
+    last:1,long=512,short=64 (Transformer-XL; see memory/layout.py); empty = none."""
     qk_norm: bool = False
     """RMSNorm over each query and key head, before rotary; the temperatures multiply after it."""
     output_gate: str = "none"
@@ -168,136 +137,7 @@ class ModelConfig:
     """admin_constant: omega is a constant (buffer) | a trained vector."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context", "layers", "width", "heads"):
-            _check_count(name, getattr(self, name))
-        for name in ("relative_buckets", "relative_max_distance", "feedback_window", "feedback_block"):
-            _check_count(name, getattr(self, name))
-        for name in ("kv_heads", "head_dim", "hidden", "decoder_layers"):
-            if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise unknown(name, str(getattr(self, name)), choices)
-        for name in ("tie_embeddings", "qk_norm", "embedding_norm", "share_embeddings", "feedback_share_kv"):
-            derived = name == "embedding_norm" and self.embedding_norm is None
-            if not derived and not isinstance(getattr(self, name), bool):
-                raise UserError(f"{name}: expected true or false, got {getattr(self, name)!r}")
-        for name in ("dropout", "attention_dropout"):
-            value = _check_number(name, getattr(self, name))
-            if not 0.0 <= value < 1.0:
-                raise UserError(f"{name}: expected a share in [0, 1), got {value}")
-        for name in ("rope_base", "temperature_lr_scale", "deepscale_k"):
-            if _check_number(name, getattr(self, name)) <= 0.0:
-                raise UserError(f"{name}: expected a number above 0, got {getattr(self, name)}")
-        self._check_sizes()
-        self._check_architecture()
-        self._check_init()
-        object.__setattr__(self, "attention", str(AttentionSpec.parse(str(self.attention))))
-        if self.attention_dropout > 0.0 and isinstance(self.spec.read, Laser):
-            raise UserError(
-                "attention_dropout with laser: a log of randomly dropped exponentials has no stated expectation; "
-                "set attention_dropout=0 and use dropout"
-            )
-        object.__setattr__(self, "temperature_on", _canonical_targets(self.temperature_on))
-        if isinstance(self.spec.weights, Performer):
-            self._check_performer()
-
-    def _check_sizes(self) -> None:
-        if self.heads % self.key_value_heads:
-            raise UserError(
-                f"kv_heads: expected a divisor of heads={self.heads}, got {self.key_value_heads}; "
-                f"each key head serves heads/kv_heads query heads"
-            )
-        if self.head_dim is None and self.width % self.heads:
-            raise UserError(
-                f"width: expected a multiple of heads={self.heads}, got {self.width}; change one or set head_dim"
-            )
-        if self.position == "rope" and self.head_size % 2:
-            raise UserError(f"head_dim: rope turns pairs of components, expected an even size, got {self.head_size}")
-        if self.position == "sinusoidal" and self.width % 2:
-            raise UserError(
-                f"width: sinusoidal positions pair sine with cosine, expected an even width, got {self.width}"
-            )
-
-    def _check_performer(self) -> None:
-        if self.position in ("alibi", "t5"):
-            raise UserError(
-                f"position={self.position} with performer: it adds to scores, and performer never makes a score; take "
-                "rope, learned, sinusoidal or none"
-            )
-        if self.attention_dropout > 0.0:
-            raise UserError(
-                "attention_dropout with performer: the weights that it would drop are never made; set "
-                "attention_dropout=0 and use dropout"
-            )
-        if self.spec.temperature is not None and self.temperature_targets != ("value",):
-            raise UserError(
-                f"temperature_on={self.temperature_on} with performer: a temperature on queries or keys does nothing "
-                "to ReLU features and multiplies the variance of the others exponentially; set temperature_on=value"
-            )
-
-    def _check_architecture(self) -> None:
-        if self.decoder_layers is not None and self.architecture != "seq2seq":
-            raise UserError(
-                f"decoder_layers: only architecture=seq2seq has two stacks; {self.architecture} takes layers"
-            )
-        if isinstance(self.segment_types, bool) or not isinstance(self.segment_types, int) or self.segment_types < 0:
-            raise UserError(f"segment_types: expected a whole number of at least 0, got {self.segment_types!r}")
-        if self.segment_types and self.architecture != "encoder":
-            raise UserError(f"segment_types: only architecture=encoder has a segment table, not {self.architecture}")
-        if self.position == "relative_key" and self.architecture != "feedback":
-            raise UserError(
-                f"position=relative_key: only architecture=feedback has a window of keys to add it to, not "
-                f"{self.architecture}; take t5 or alibi"
-            )
-        if self.architecture == "feedback":
-            self._check_feedback()
-        if self.position == "t5":
-            one_way = self.architecture in ("decoder", "feedback")
-            side = self.relative_buckets if one_way else self.relative_buckets // 2
-            if side < 2 or (not one_way and self.relative_buckets % 2):
-                raise UserError(
-                    f"relative_buckets: expected at least 2 for each direction (an even number where attention looks "
-                    f"both ways), got {self.relative_buckets}"
-                )
-            exact = self.relative_buckets // (4 if self.architecture == "encoder" else 2)
-            if self.relative_max_distance <= exact:
-                raise UserError(
-                    f"relative_max_distance: must lie above the {exact} distances that have a bucket of their own, "
-                    f"got {self.relative_max_distance}"
-                )
-
-    def _check_feedback(self) -> None:
-        pattern = AttentionSpec.parse(str(self.attention)).pattern
-        if not isinstance(pattern, Full):
-            raise UserError(
-                f"attention={self.attention}: architecture=feedback sees a window of memories as it is; leave "
-                f"{pattern.name} out and set feedback_window"
-            )
-        if self.init in DEEPSCALE + ADMIN:
-            raise UserError(
-                f"init={self.init}: its constants are derived for layers that attend to their own stack's tokens, and "
-                f"architecture=feedback attends to a mixture of layers; take standard, small or xavier"
-            )
-
-    def _check_init(self) -> None:
-        _check_number("deepscale_alpha", self.deepscale_alpha)
-        r0 = self.embedding_correlation
-        if r0 is not None and not 0.0 <= _check_number("embedding_correlation", r0) <= 1.0:
-            raise UserError(f"embedding_correlation: expected a correlation in [0, 1], got {r0}")
-        if self.init in ADMIN and self.norm_placement != "post":
-            raise UserError(
-                f"init={self.init} weighs the stream that a norm reads after the sum; it needs norm_placement=post "
-                f"(for pre-norm take init=deepscale)"
-            )
-        if self.init in DEEPSCALE:
-            for layers, branches in self.depths.values():
-                residual_constants(layers, self.deepscale_k, self.deepscale_alpha, self.depth_counts, branches=branches)
-            if self.init == "deepscale" and self.deepscale_constants == "published" and self.feed_forward == "swiglu":
-                raise UserError(
-                    "deepscale_constants=published: DeepScaleLM's code has no gated feed-forward; set "
-                    "deepscale_constants=exact, or feed_forward=gelu or relu"
-                )
+        check(self)
 
     @property
     def depths(self) -> dict[str, tuple[int, int]]:
@@ -339,6 +179,38 @@ class ModelConfig:
         return self.width // self.heads if self.head_dim is None else self.head_dim
 
     @property
+    def distance_size(self) -> int:
+        """`xl_width`, or `width`."""
+        return self.width if self.xl_width is None else self.xl_width
+
+    @property
+    def key_size(self) -> int:
+        """Components of a query and a key as attention gets them: `head_size`, and with xl `distance_size` more."""
+        return self.head_size + (self.distance_size if self.position == "xl" else 0)
+
+    @property
+    def memory_layout(self) -> MemoryLayout | None:
+        """The parsed memory; None = none."""
+        return MemoryLayout.parse(self.memory) if self.memory else None
+
+    @property
+    def refuses_memory(self) -> str | None:
+        """Why a decoder of this config cannot look back on a memory, or None."""
+        if self.position in ("learned", "sinusoidal"):
+            return (
+                f"position={self.position} is added to the tokens, so a remembered token would carry the place of "
+                f"another one; take xl, rope, alibi, t5 or none"
+            )
+        if isinstance(self.spec.weights, Performer):
+            return "performer carries the whole past in its sums already and keeps no keys; leave the memory out"
+        if not isinstance(self.spec.pattern, Full | Window):
+            return (
+                f"the pattern of attention={self.attention} counts from a document's beginning, which a memory "
+                f"forgets; take a window, or leave the pattern out"
+            )
+        return None
+
+    @property
     def hidden_size(self) -> int:
         """`hidden`, or the default that its docstring states."""
         if self.hidden is not None:
@@ -362,27 +234,6 @@ class ModelConfig:
             if key not in names:
                 raise UserError(f"unknown model option {key!r}{nearest(str(key), names)}; known: {', '.join(names)}")
         return cls(**values)
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name}: expected a whole number of at least 1, got {value!r}")
-
-
-def _check_number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{name}: expected a finite number, got {value!r}")
-    return float(value)
-
-
-def _canonical_targets(text: str) -> str:
-    terms = str(text).split("+")
-    for term in terms:
-        if term not in TEMPERATURE_TARGETS:
-            raise unknown("temperature_on term", term, TEMPERATURE_TARGETS)
-    if len(set(terms)) < len(terms):
-        raise UserError(f"temperature_on: each of query, key, value at most once, got {text!r}")
-    return "+".join(name for name in TEMPERATURE_TARGETS if name in terms)
 
 
 PRESETS: dict[str, ModelConfig] = {

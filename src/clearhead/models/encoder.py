@@ -59,5 +59,7 @@ class Encoder(Stack):
                 f"segment_types: expected integers {tuple(tokens_bt.shape)} and a model with config.segment_types > 0, "
                 f"got {tuple(segment_types.shape)} and segment_types={self.config.segment_types}"
             )
-        geometry = bidirectional_geometry(self.config, self.relative, tokens_bt, segments, valid)
+        geometry = bidirectional_geometry(
+            self.config, self.relative, tokens_bt, segments, valid, dtype=self.angle_dtype
+        )
         return self.transform(self.embed(tokens_bt, geometry, segment_types), geometry)

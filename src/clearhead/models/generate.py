@@ -37,6 +37,9 @@ def generate(
         valid: [b, t] bool, False = padding on the left of a shorter prompt.
         stop_token: a row that has produced it is filled with it; generation ends once every row has.
 
+    A model with memory goes on in training's segments of `config.context` tokens, in space that does not grow; its
+    prompts must be of equal length (`valid` is refused).
+
     The model is used in eval mode and returned to the mode it was in. Raises `ValueError` for arguments out of range.
     """
     _check(prompt_bt, max_new_tokens, temperature, top_k, top_p, valid)
@@ -48,7 +51,11 @@ def generate(
         if max_new_tokens == 0:
             return tokens_bt
         # The last token that is drawn is never read, so it needs no place in the cache.
-        state: Any = model.new_state(b, t + max_new_tokens - 1, device=prompt_bt.device)
+        state: Any
+        if isinstance(model, Decoder) and model.config.memory:
+            state = model.new_stream(b, device=prompt_bt.device)
+        else:
+            state = model.new_state(b, t + max_new_tokens - 1, device=prompt_bt.device)
         stopped_b = torch.zeros(b, dtype=torch.bool, device=prompt_bt.device)
         logits_bV = model(prompt_bt, valid=valid, state=state)[:, -1]
         for step in range(max_new_tokens):

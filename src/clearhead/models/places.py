@@ -26,8 +26,10 @@ def causal_geometry(
     segments: Tensor | None,
     valid: Tensor | None,
     state: DecoderState | None,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Geometry:
-    """A decoder's: each token sees its own document up to itself, and what the state holds."""
+    """A decoder's: each token sees its own document up to itself, and what the state holds. dtype: of the angles."""
     tokens, device = tokens_bt.shape[1], tokens_bt.device
     mask, first_b = _within(Mask.causal(), segments, valid)
     held_b = None if state is None else state.lengths
@@ -45,7 +47,7 @@ def causal_geometry(
         mask=mask,
         visible=visible,
         bias=position_bias(config, relative, device),
-        rotation=position_rotation(config, positions),
+        rotation=position_rotation(config, positions, dtype),
     )
 
 
@@ -55,8 +57,10 @@ def bidirectional_geometry(
     tokens_bt: Tensor,
     segments: Tensor | None,
     valid: Tensor | None,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Geometry:
-    """An encoder's: each token sees all real tokens of its own document."""
+    """An encoder's: each token sees all real tokens of its own document. dtype: of the angles."""
     tokens, device = tokens_bt.shape[1], tokens_bt.device
     mask, first_b = _within(Mask(), segments, valid)
     positions = position_ids(tokens, segments_bt=segments, first_b=first_b, device=device)
@@ -69,7 +73,7 @@ def bidirectional_geometry(
         visible=visible,
         own=visible,
         bias=position_bias(config, relative, device),
-        rotation=position_rotation(config, positions),
+        rotation=position_rotation(config, positions, dtype),
     )
 
 
@@ -153,6 +157,8 @@ def position_bias(config: ModelConfig, relative: RelativePosition | None, device
     return ALiBi(ALiBi.default_slopes(config.heads, device)) if config.position == "alibi" else None
 
 
-def position_rotation(config: ModelConfig, positions: Tensor) -> Rotation | None:
-    """The rotary angles of positions [1|b, t], where the config has any."""
-    return Rotation.at(positions, config.head_size, base=config.rope_base) if config.position == "rope" else None
+def position_rotation(config: ModelConfig, positions: Tensor, dtype: torch.dtype = torch.float32) -> Rotation | None:
+    """The angles of positions [1|b, t], for rotary and for Transformer-XL's positions."""
+    if config.position == "rope":
+        return Rotation.at(positions, config.head_size, base=config.rope_base, dtype=dtype)
+    return Rotation.at(positions, config.distance_size, dtype=dtype) if config.position == "xl" else None

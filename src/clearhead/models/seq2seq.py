@@ -81,7 +81,8 @@ class Seq2Seq(Model):
             tokens = source_bs.shape[1]
         across = cross_geometry(config, tokens, source_valid, tokens_bt.device)
         crosses = [Cross(across, None if held is None else held.layers[i]) for i in range(len(self.decoder.blocks))]
-        geometry = causal_geometry(config, self.decoder.relative, tokens_bt, None, valid, state)
+        dtype = self.decoder.angle_dtype
+        geometry = causal_geometry(config, self.decoder.relative, tokens_bt, None, valid, state, dtype=dtype)
         x_btw = self.decoder.embed(tokens_bt, geometry)
         caches = None if state is None else state.caches
         x_btw = self.decoder.transform(x_btw, geometry, caches, states_bsw, crosses)
@@ -92,7 +93,8 @@ class Seq2Seq(Model):
     def encode(self, source_bs: Tensor, *, valid: Tensor | None = None) -> Tensor:
         """Return the encoder's last hidden states, after its last norm, [b, s, w]."""
         check_inputs(self.config, source_bs, None, valid)
-        geometry = bidirectional_geometry(self.config, self.encoder.relative, source_bs, None, valid)
+        dtype = self.encoder.angle_dtype
+        geometry = bidirectional_geometry(self.config, self.encoder.relative, source_bs, None, valid, dtype=dtype)
         return self.encoder.transform(self.encoder.embed(source_bs, geometry), geometry)
 
     def new_state(

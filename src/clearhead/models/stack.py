@@ -16,6 +16,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from clearhead.attention.attend import State
 from clearhead.attention.spec import Performer
 from clearhead.init.standard import Draw
 from clearhead.init.start import start_parameters
@@ -100,21 +101,35 @@ class Stack(Model):
     def transform(
         self,
         x_btw: Tensor,
-        geometry: Geometry,
-        caches: Sequence[Cache] | None = None,
+        geometry: Geometry | Sequence[Geometry],
+        caches: Sequence[State] | None = None,
         states_bsw: Tensor | None = None,
         crosses: Sequence[Cross] | None = None,
+        past: Sequence[Tensor | None] | None = None,
+        inputs: list[Tensor] | None = None,
     ) -> Tensor:
-        """Run the blocks and the last norm, [b, t, w]."""
+        """Run the blocks and the last norm, [b, t, w].
+
+        geometry: one for all layers, or one each. past: of each layer, earlier inputs that it looks back on.
+        inputs: gets the input of each layer.
+        """
         for layer, block in enumerate(self.blocks):
+            if inputs is not None:
+                inputs.append(x_btw)
             x_btw = block(
                 x_btw,
-                geometry,
+                geometry if isinstance(geometry, Geometry) else geometry[layer],
                 None if caches is None else caches[layer],
                 states_bsw,
                 None if crosses is None else crosses[layer],
+                None if past is None else past[layer],
             )
         return self.norm(x_btw)
+
+    @property
+    def angle_dtype(self) -> torch.dtype:
+        """Of the angles of positions: fp32, or the weights' own where that is better."""
+        return torch.promote_types(self.embedding.weight.dtype, torch.float32)
 
     def logits(self, x_btw: Tensor) -> Tensor:
         """[b, t, V], fp32 or better (under autocast the product is taken in its dtype)."""
@@ -146,6 +161,14 @@ class Stack(Model):
                 for _ in self.blocks
             )
         return tuple(
-            KVCache.allocate(batch, config.key_value_heads, capacity, config.head_size, dtype=dtype, device=device)
+            KVCache.allocate(
+                batch,
+                config.key_value_heads,
+                capacity,
+                config.key_size,
+                value_dim=config.head_size,
+                dtype=dtype,
+                device=device,
+            )
             for _ in self.blocks
         )

@@ -3,6 +3,7 @@
     checkpoint/step-00000200/   model.safetensors  config.json       readable by clearhead.models.io.load_model
                                 optimizer.safetensors                AdamW's tensors as "parameter name/key"
                                 history.safetensors                  a number per step: loss, gradient norm, seconds
+                                memory.safetensors                   what goes from step to step, if anything
                                 state.json                           the rest, and size and SHA-256 of every file
 
 A checkpoint is written under another name, flushed to the disk and renamed, so a crash at any moment leaves the old
@@ -34,7 +35,7 @@ from clearhead.train.world import like, whole
 FORMAT = 1
 FOLDER, STATE = "checkpoint", "state.json"
 MODEL, MODEL_CONFIG = "model.safetensors", "config.json"
-OPTIMIZER, HISTORY = "optimizer.safetensors", "history.safetensors"
+OPTIMIZER, HISTORY, MEMORY = "optimizer.safetensors", "history.safetensors", "memory.safetensors"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -166,6 +167,11 @@ def optimizer_file(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     state = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
     tensors = {f"{name}/{key}": _plain(value) for name, of_one in state.items() for key, value in of_one.items()}
     return {OPTIMIZER: save(tensors)}
+
+
+def memory_file(held: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Return what a task carries from step to step as a file; none for a task that carries nothing."""
+    return {MEMORY: save({name: tensor.cpu().contiguous() for name, tensor in held.items()})} if held else {}
 
 
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -86,6 +86,8 @@ class EvalResult:
     per_document: tuple[DocumentScore, ...]
     context: int
     stride: int
+    memory: str = ""
+    """What the model remembered beyond its context; empty = nothing."""
 
     @property
     def bits_per_byte(self) -> float:
@@ -117,6 +119,7 @@ class EvalResult:
             "bytes": self.bytes,
             "context": self.context,
             "stride": self.stride,
+            **({"memory": self.memory} if self.memory else {}),
             "documents": [document.to_dict() for document in self.per_document],
         }
 

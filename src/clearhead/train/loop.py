@@ -190,6 +190,8 @@ class Run:
             precision=config.train.precision,
             stop=stop,
         )
+        if result.skipped:
+            self.task.forget()
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
         self.history.add(
             loss=result.loss,
@@ -242,6 +244,7 @@ class Run:
             self.diverged = f"weights not finite after step {self.step}"
             return
         files = store.model_files(self.model) | store.optimizer_file(self.model, self.optimizer) | self.history.file()
+        files |= store.memory_file(self.task.state(self.world))
         self.saved = self.step
         if self.world.writes:
             state_values = {
@@ -361,6 +364,7 @@ class Run:
                 f"{found.folder} does not fit this version's model: {problem}; use another folder"
             ) from None
         self.history.restore(found.tensors[store.HISTORY])
+        self.task.restore(found.tensors.get(store.MEMORY, {}), self.world)
         self.curve, self.evaluated, self.starts = state["curve"], state["evaluated"], state["starts"] + 1
         self._spent = {name: state[name] for name in self._spent}
         self.saved = self.step

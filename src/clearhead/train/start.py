@@ -17,7 +17,8 @@ from torch import Tensor
 
 from clearhead.init.admin import needs_profile, profile_omega
 from clearhead.init.embedding_correlation import config_correlation
-from clearhead.models.config import DEEPSCALE, ModelConfig
+from clearhead.models.choices import DEEPSCALE
+from clearhead.models.config import ModelConfig
 from clearhead.models.make import AnyModel
 from clearhead.objectives.cross_entropy import IGNORE
 from clearhead.objectives.masked_lm import TO_MASK, TO_RANDOM

@@ -17,6 +17,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from clearhead.memory.transformer_xl import SegmentMemory
 from clearhead.objectives.causal_lm import causal_lm_loss
 from clearhead.train.world import World, whole
 
@@ -42,6 +43,25 @@ class MicroBatch:
     def loss(self, called: nn.Module) -> tuple[Tensor, Tensor]:
         """See `Batch`."""
         nats, _ = causal_lm_loss(called(self.tokens_bt, segments=self.segments_bt), self.targets_bt)
+        return nats, nats
+
+
+@dataclass(frozen=True)
+class MemoryBatch:
+    """Next-token prediction in the next segment of each row's stream; all [b, t] int64."""
+
+    tokens_bt: Tensor
+    targets_bt: Tensor
+    """The next tokens; -100 is ignored."""
+    segments_bt: Tensor
+    """Document numbers, the same for a document that goes on from the segment before."""
+    memory: SegmentMemory
+    """Of these rows; the forward pass reads and fills it."""
+
+    def loss(self, called: nn.Module) -> tuple[Tensor, Tensor]:
+        """See `Batch`."""
+        logits_btV = called(self.tokens_bt, segments=self.segments_bt, memory=self.memory)
+        nats, _ = causal_lm_loss(logits_btV, self.targets_bt)
         return nats, nats
 
 

@@ -19,15 +19,17 @@ class Rotation:
     sin: Tensor
 
     @classmethod
-    def at(cls, positions: Tensor, head_dim: int, *, base: float = 10000.0) -> Rotation:
-        """Angles p * base^(-2i/head_dim), i < head_dim/2 (arXiv 2104.09864, eq. 15), in fp32.
+    def at(
+        cls, positions: Tensor, head_dim: int, *, base: float = 10000.0, dtype: torch.dtype = torch.float32
+    ) -> Rotation:
+        """Angles p * base^(-2i/head_dim), i < head_dim/2 (arXiv 2104.09864, eq. 15), in fp32 or better.
 
         The frequencies are made here and not kept in a buffer, so `model.to(bfloat16)` cannot round them: at position
         1000 a bf16 angle is off by several radians.
         """
         half = head_dim // 2
-        exponent = torch.arange(half, device=positions.device, dtype=torch.float32) / half
-        angle = positions[:, None, :, None].float() * torch.pow(base, -exponent)
+        exponent = torch.arange(half, device=positions.device, dtype=dtype) / half
+        angle = positions[:, None, :, None].to(dtype) * torch.pow(base, -exponent)
         return cls(angle.cos(), angle.sin())
 
     def __call__(self, x_bhtd: Tensor) -> Tensor:

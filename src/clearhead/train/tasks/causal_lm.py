@@ -14,11 +14,11 @@ from clearhead.train.config import RunConfig
 from clearhead.train.evaluate import EvalResult, evaluate
 from clearhead.train.recorder import finite
 from clearhead.train.step import MicroBatch
-from clearhead.train.tasks.task import finite_documents, text_micro_batches
+from clearhead.train.tasks.task import Stateless, finite_documents, text_micro_batches
 from clearhead.train.world import World
 
 
-class CausalLM:
+class CausalLM(Stateless):
     """See `clearhead.train.tasks.task.Task`."""
 
     def __init__(self, config: RunConfig, data: TextData) -> None:

@@ -22,7 +22,7 @@ from clearhead.objectives.masked_lm import mask_tokens, masked_lm_loss
 from clearhead.train.config import RunConfig
 from clearhead.train.recorder import finite
 from clearhead.train.score_masked import MaskedResult, score_masked
-from clearhead.train.tasks.task import finite_documents, text_micro_batches
+from clearhead.train.tasks.task import Stateless, finite_documents, text_micro_batches
 from clearhead.train.world import World
 
 
@@ -47,7 +47,7 @@ class MaskedBatch:
         return nats, nats
 
 
-class MaskedLM:
+class MaskedLM(Stateless):
     """See `clearhead.train.tasks.task.Task`."""
 
     def __init__(self, config: RunConfig, data: TextData) -> None:

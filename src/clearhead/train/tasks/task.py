@@ -78,6 +78,32 @@ class Task(Protocol):
         """What `result.json` says of the test scores; None where there is no score yet."""
         ...
 
+    def state(self, world: World) -> dict[str, Tensor]:
+        """What goes from step to step beside the weights, of all processes; each must ask. Saved in checkpoints."""
+        ...
+
+    def restore(self, held: Mapping[str, Tensor], world: World) -> None:
+        """Go on with what `state` gave."""
+        ...
+
+    def forget(self) -> None:
+        """Let go of what a step left behind that was not finite."""
+        ...
+
+
+class Stateless:
+    """A task whose steps hang on nothing but the weights."""
+
+    def state(self, world: World) -> dict[str, Tensor]:
+        """See `Task.state`."""
+        return {}
+
+    def restore(self, held: Mapping[str, Tensor], world: World) -> None:
+        """See `Task.restore`."""
+
+    def forget(self) -> None:
+        """See `Task.forget`."""
+
 
 def prepare_task(config: RunConfig, *, progress: Progress | None = None) -> Task:
     """Prepare the data of the config's task. Raises `UserError` when something that the task needs is missing."""
@@ -93,6 +119,10 @@ def prepare_task(config: RunConfig, *, progress: Progress | None = None) -> Task
         from clearhead.train.tasks.masked_lm import MaskedLM
 
         return MaskedLM.prepare(config, progress)
+    if config.model.memory:
+        from clearhead.train.tasks.stream_lm import StreamLM
+
+        return StreamLM.prepare(config, progress)
     from clearhead.train.tasks.causal_lm import CausalLM
 
     return CausalLM.prepare(config, progress)

@@ -17,7 +17,7 @@ from clearhead.objectives.seq2seq import seq2seq_loss
 from clearhead.train.config import RunConfig
 from clearhead.train.recorder import finite
 from clearhead.train.score_pairs import TranslationResult, require_sacrebleu, score_pairs
-from clearhead.train.tasks.task import rows_of
+from clearhead.train.tasks.task import Stateless, rows_of
 from clearhead.train.world import World
 
 
@@ -40,7 +40,7 @@ class PairMicroBatch:
         return smoothed, nats
 
 
-class Translation:
+class Translation(Stateless):
     """See `clearhead.train.tasks.task.Task`."""
 
     def __init__(self, config: RunConfig, data: PairData) -> None:
