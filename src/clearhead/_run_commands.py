@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clearhead.data.config import SYNTHETIC
 from clearhead.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,10 +25,18 @@ def evaluate(asked: Evaluate) -> None:
     """Score a run and print the scores."""
     config, tokenizer, model = open_run(asked.run, asked.device)
     source = config.data.source if asked.data is None else source_name(asked.data)
-    data = dataclasses.replace(config.data, source=source)
+    context = config.data.context
+    if asked.context is not None and source.startswith(SYNTHETIC):
+        context = asked.context  # drawn at that length, not at the run's
+    data = dataclasses.replace(config.data, source=source, context=context)
     by_task = {"causal_lm": _score_text, "masked_lm": _score_masked, "translation": _score_pairs}
+    generated = config.data.synthetic is not None
+    if generated != (data.synthetic is not None):
+        what = "a generated task" if generated else "text"
+        raise UserError(f"--data {source}: this run was trained on {what}; other data for it must be {what} too")
     with as_user_error():
-        result, show = by_task[config.task](asked, config, data, tokenizer, model)
+        score = _score_answers if generated else by_task[config.task]
+        result, show = score(asked, config, data, tokenizer, model)
     if asked.json:
         about = {"run": str(asked.run), "task": config.task, "data": source}
         print(json.dumps(about | result.to_dict(), indent=1, ensure_ascii=False))
@@ -156,6 +166,31 @@ def _score_pairs(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, 
     return result, _print_pairs
 
 
+def _score_answers(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, model: Any) -> tuple[Any, Any]:
+    from clearhead.data.synthetic.source import SyntheticData
+    from clearhead.train.score_answers import score_answers
+
+    _refuse(asked, config, "beams", "stride")
+    if asked.split == "all":
+        raise UserError("--split all: a generated task has no end; give train, val or test")
+    drawn = SyntheticData(data)
+    if drawn.tokenizer.to_dict() != tokenizer.to_dict():
+        raise UserError(
+            f"--data {data.source}: it has other symbols than the run's {config.data.source}; the options that change "
+            f"the vocabulary must be the run's"
+        )
+    result = score_answers(
+        model,
+        drawn,
+        asked.split,
+        both_ways=config.task == "masked_lm",
+        context=asked.context,
+        batch_size=config.train.batch_size if asked.context is None else 1,
+        max_tokens=asked.tokens,
+    )
+    return result, _print_answers
+
+
 def _print_text(result: Any, source: str) -> None:
     columns = [
         ("bytes", [f"{d.bytes:,.0f}" for d in result.per_document], f"{result.bytes:,.0f}"),
@@ -178,6 +213,22 @@ def _print_masked(result: Any, source: str) -> None:
     ]
     _table(result, source, columns)
     print(f"context {result.context}, {result.fraction:.0%} of the tokens hidden, the same ones for every model")
+
+
+def _print_answers(result: Any, source: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result.split} of {source}", title_justify="left", show_footer=True)
+    table.add_column("tokens back", footer="all")
+    totals = (f"{result.answers:,}", f"{result.bits_per_answer:.4f}", f"{result.accuracy:.1%}")
+    for name, footer in zip(("answers", "bits per answer", "accuracy"), totals, strict=True):
+        table.add_column(name, justify="right", footer=footer)
+    for band in result.bands:
+        bits = band.nats / band.answers / math.log(2)
+        table.add_row(band.words, f"{band.answers:,}", f"{bits:.4f}", f"{band.right / band.answers:.1%}")
+    Console().print(table)
+    print(f"{result.sequences:,} sequences of {result.context:,} tokens")
 
 
 def _table(result: Any, source: str, columns: Sequence[tuple[str, list[str], str]]) -> None:

@@ -246,9 +246,11 @@ def _train(arguments: list[str]) -> int:
 
 def _scores(summary: Mapping[str, Any]) -> list[str]:
     """The test scores of a finished run in words, by its task; nothing for one that has none."""
+    hidden = "text's hidden tokens"
     units = {
         "test_bits_per_byte": "{:.4f} bits per byte on the test text",
-        "test_accuracy": "{:.1%} of the test text's hidden tokens right",
+        "test_bits_per_answer": "{:.4f} bits per answer",
+        "test_accuracy": f"{{:.1%}} of the test {'answers' if 'test_answers' in summary else hidden} right",
         "test_chrf": "chrF {:.2f} on the test pairs",
         "test_bleu": "BLEU {:.2f}",
     }

@@ -90,7 +90,7 @@ def test_what_the_plots_draw_is_what_results_json_holds(folders):
         embedded = re.search(r'<script type="application/json" id="results">(.*?)</script>', text)
         assert embedded
         results = strict((folder / "results.json").read_text())
-        assert strict(embedded[1]) == {"arms": results["arms"], "tuning": results["tuning"]}
+        assert strict(embedded[1]) == {name: results[name] for name in ("arms", "tuning", "unit")}
 
 
 def test_the_numbers_are_those_of_the_runs(folders):

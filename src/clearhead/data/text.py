@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clearhead.data.alphabets import ALPHABETS
 from clearhead.data.cache import Progress, cache_folder, discard, json_sha256, tell, write_json
 from clearhead.data.catalogue import CATALOGUE
 from clearhead.data.config import DataConfig
 from clearhead.data.lanes import lane_batch
+from clearhead.data.letters import LetterTokenizer
 from clearhead.data.sources import RawDocument, Source, resolve
 from clearhead.data.split import SPLITS, Split, SplitPlan, cut, plan_split
 from clearhead.data.store import Damaged, Document, EncodedDocument, Store, open_store, write_store
@@ -264,6 +266,8 @@ def _build(config: DataConfig, source: Source, digest: str, folder: Path, progre
     kept, sizes, notes = _survey(source)
     plan = plan_split(sizes, config)
     tokenizer: Tokenizer = ByteTokenizer()
+    if config.tokenizer in ALPHABETS:
+        tokenizer = LetterTokenizer(ALPHABETS[config.tokenizer])
     if config.tokenizer == "bpe":
         tell(progress, f"{source.label}: learning {config.vocab_size:,} byte pairs from the training text")
         texts = (piece.data.decode() for split, piece, _ in _pieces(source, kept, plan) if split == "train")

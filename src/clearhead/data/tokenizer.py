@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clearhead.data.alphabets import ALPHABETS
 from clearhead.data.cache import write_json
 from clearhead.errors import UserError
 
@@ -25,7 +26,10 @@ _CHUNK = 1 << 20  # characters that are encoded at once
 
 
 class Tokenizer(ABC):
-    """What every tokenizer offers. `decode(encode(text)) == text` for every text that UTF-8 can hold."""
+    """What every tokenizer offers. `decode(encode(text)) == text` for every text that UTF-8 can hold.
+
+    Tokenizers of sequences and of generated data hold to that for texts of their own alphabet, and refuse others.
+    """
 
     kind: str
     vocab_size: int
@@ -143,11 +147,21 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
             return ByteTokenizer()
         if values["kind"] == BPETokenizer.kind:
             return BPETokenizer(json.dumps(values["tokenizer"]))
+        if values["kind"] in ALPHABETS:
+            from clearhead.data.letters import LetterTokenizer
+
+            return LetterTokenizer(ALPHABETS[values["kind"]])
+        if values["kind"] == "symbols":
+            from clearhead.data.symbols import SymbolTokenizer
+
+            return SymbolTokenizer(values["symbols"])
     except FileNotFoundError as error:
         raise UserError(f"no tokenizer at {path}") from error
     except Exception as error:  # the library raises bare Exception for a state that it cannot read
         raise UserError(f"{path} is not a tokenizer of clearhead: {error}") from error
-    raise UserError(f"{path} holds a tokenizer of kind {values['kind']!r}; known: bytes, bpe")
+    raise UserError(
+        f"{path} holds a tokenizer of kind {values['kind']!r}; known: bytes, bpe, {', '.join(ALPHABETS)}, symbols"
+    )
 
 
 def _chunks(text: str) -> Iterator[str]:

@@ -18,7 +18,6 @@ Parallel = Literal["none", "ddp", "fsdp"]
 
 Task = Literal["causal_lm", "masked_lm", "translation"]
 
-BYTE_VOCABULARY = 257
 TASKS: dict[str, Task] = {
     "decoder": "causal_lm",
     "encoder": "masked_lm",
@@ -219,6 +218,11 @@ class RunConfig:
                     "train.inspect_every: architecture=feedback runs its blocks once a token, which the measurement "
                     "does not know; set it to 0"
                 )
+        if self.data.synthetic is not None:
+            if task == "translation":
+                raise UserError(f"data.source={self.data.source} is for causal_lm and masked_lm; this run is {task}")
+            if self.train.mask_fraction != start["mask_fraction"]:
+                raise UserError("train.mask_fraction: a generated task says itself what is asked; leave it out")
         if task == "translation" and self.train.tokens is not None:
             raise UserError("train.tokens: pairs differ in length, so translation counts steps; set train.steps")
 
@@ -226,6 +230,13 @@ class RunConfig:
     def task(self) -> Task:
         """What the model's architecture is trained for: causal_lm | masked_lm | translation."""
         return TASKS[self.model.architecture]
+
+    @property
+    def score(self) -> str:
+        """What the run is judged by: bits_per_byte | bits_per_answer | loss (nats per token)."""
+        if self.data.synthetic is not None:
+            return "bits_per_answer"
+        return "bits_per_byte" if self.task == "causal_lm" else "loss"
 
     @property
     def tokens_per_step(self) -> int:
@@ -270,7 +281,7 @@ class RunConfig:
 
 def vocabulary_size(data: DataConfig, task: Task) -> int:
     """Ids that a model needs at least: the tokenizer's, and one for the mask of a masked LM."""
-    return (BYTE_VOCABULARY if data.tokenizer == "bytes" else data.vocab_size) + (task == "masked_lm")
+    return data.ids + (task == "masked_lm")
 
 
 def _known(cls: Any, section: str, values: Mapping[str, Any]) -> dict[str, Any]:

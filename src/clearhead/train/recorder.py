@@ -116,8 +116,10 @@ class Terminal:
             speed = f"{event['tokens_per_second']:,.0f}" if event["tokens_per_second"] else "-"
             self._bar.update(self._task, completed=event["step"], loss=loss, speed=speed)
         elif kind == "eval":
-            key, unit = ("bits_per_byte", "bits per byte") if "bits_per_byte" in event else ("loss", "nats per token")
+            key = next((key for key in ("bits_per_byte", "bits_per_answer") if key in event), "loss")
+            unit = "nats per token" if key == "loss" else key.replace("_", " ")
             score = "not finite" if event[key] is None else f"{event[key]:.4f} {unit}"
+            score += f", {event['accuracy']:.1%} right" if "accuracy" in event else ""
             self._bar.console.print(f"step {event['step']}: validation {score}", highlight=False)
         elif kind in ("note", "warning"):
             self._bar.console.print(event["text"], highlight=False, markup=False)

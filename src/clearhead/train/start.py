@@ -58,7 +58,7 @@ def training_repetition(config: RunConfig, task: Task) -> float:
         sides = [np.bincount(np.concatenate([np.asarray(x) for x in side])) for side in zip(*data.pairs("train"))]
         return sum(repetition(counts) for counts in sides) / 2
     found = repetition(np.bincount(np.asarray(data.stream("train"))))
-    if config.task == "masked_lm":
+    if config.task == "masked_lm" and config.data.synthetic is None:
         hidden = config.train.mask_fraction
         return (1.0 - (TO_MASK + TO_RANDOM) * hidden) ** 2 * found + (TO_MASK * hidden) ** 2
     return found

@@ -29,8 +29,9 @@ def summarize(
     - task, steps, planned_steps, tokens (positions read; of a translation the target tokens), valid_tokens (targets
       that counted), skipped_steps
     - val_loss (the last evaluation, nats per token), best_val_loss, and for a decoder val_bits_per_byte and
-      best_val_bits_per_byte; val_curve: a list of {step, tokens, seconds, cpu_seconds, loss, ...} with what the task
-      adds: bits_per_byte (decoder), accuracy (masked_lm)
+      best_val_bits_per_byte (of a generated task val_bits_per_answer and best_val_bits_per_answer); val_curve: a list
+      of {step, tokens, seconds, cpu_seconds, loss, ...} with what the task adds: bits_per_byte (decoder), accuracy
+      (masked_lm), bits_per_answer and accuracy (generated task)
     - `test`, of a decoder: test_bits_per_byte, test_perplexity, test_nats_per_token, test_tokens, test_bytes,
       test_documents: a list of {name, tokens, bytes, nats, bits_per_byte, perplexity}; for the others see
       `test_summary` in `clearhead.train.tasks`
@@ -40,7 +41,7 @@ def summarize(
       thread of the process.
     """
     steps = len(history)
-    scores = ("bits_per_byte", "loss") if config.task == "causal_lm" else ("loss",)
+    scores = dict.fromkeys((config.score, "loss"))
     validation: dict[str, Any] = {}
     for name in scores:
         values = [point[name] for point in curve if point[name] is not None]

@@ -3,6 +3,9 @@
 causal_lm     decoder    next token of running text             bits per byte
 masked_lm     encoder    hidden tokens of running text          nats and accuracy per hidden token
 translation   seq2seq    the next token of a translated text    nats per token, chrF, BLEU
+
+With data.source=synthetic:... a decoder or an encoder learns the answers of a generated task instead, and is scored by
+bits per answer and accuracy.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from clearhead.data.cache import Progress
 from clearhead.data.pairs import PairData
+from clearhead.data.synthetic.source import SyntheticData
 from clearhead.data.text import TextData
 from clearhead.train.config import RunConfig
 from clearhead.train.recorder import finite
@@ -44,7 +48,7 @@ class Task(Protocol):
     """A task on prepared data."""
 
     @property
-    def data(self) -> TextData | PairData:
+    def data(self) -> TextData | PairData | SyntheticData:
         """What was prepared; the loop reads its tokenizer and its fingerprint."""
         ...
 
@@ -103,6 +107,10 @@ class Stateless:
 
 def prepare_task(config: RunConfig, *, progress: Progress | None = None) -> Task:
     """Prepare the data of the config's task. Raises `UserError` when something that the task needs is missing."""
+    if config.data.synthetic is not None:
+        from clearhead.train.tasks.synthetic import SyntheticTask
+
+        return SyntheticTask.prepare(config, progress)
     if config.task == "translation":
         from clearhead.train.tasks.translation import Translation
 
