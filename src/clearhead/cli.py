@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from clearhead._arguments import given, merge, parse
@@ -168,6 +169,7 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
     from clearhead._inspect_command import read_model_config
     from clearhead._options import DEFAULT_STEPS, TRANSLATION_DATA, TRANSLATION_TRAIN, Train
     from clearhead.models.config import PRESETS
+    from clearhead.objectives.config import RECIPES, ObjectiveConfig
     from clearhead.train.config import TASKS, RunConfig, TrainConfig, vocabulary_size
 
     size = given(arguments, "--model") or "small"
@@ -178,6 +180,9 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
     if task not in TASKS.values():
         raise unknown("task", task, TASKS.values())
     architecture = next(name for name, owned in TASKS.items() if owned == task)
+    recipe = given(arguments, "--objective") or "plain"
+    if recipe not in RECIPES:
+        raise unknown("objective", recipe, RECIPES)
     start = RunConfig(train=TrainConfig(steps=DEFAULT_STEPS))
     data_start, train_start = start.data, start.train
     if task == "translation":
@@ -190,6 +195,7 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
         ModelConfig=model_start,
         DataConfig=data_start,
         OptimConfig=start.optim,
+        ObjectiveConfig=SimpleNamespace(**(ObjectiveConfig().to_dict() | RECIPES[recipe])),  # not checked yet
         TrainConfig=train_start,
     )
     context = model_start.context if asked.context is None else asked.context
@@ -202,6 +208,7 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
         model=asked.model.build(vocab_size=vocabulary, context=context, architecture=architecture),
         data=data,
         optim=asked.optim.build() if own_warmup else asked.optim.build(warmup_steps=0),
+        objective=asked.objective.build(),
         train=asked.train.build(steps=steps, tokens=asked.tokens),
     )
     if not own_warmup:  # the default, but never more than a tenth of a short run

@@ -116,8 +116,9 @@ def estimate_information(
 ) -> Information:
     """Train a fresh critic on one half of `pairs` and return the estimates on the other. No global generator is used.
 
-    The vectors are brought to mean 0 and variance 1 by the learning half; the critic is `Critic` without dropout, trained by
-    Adam and next-segment prediction, and stopped where a held-back fifth of the learning half was told apart best.
+    The vectors are brought to mean 0 and variance 1 by the learning half; the critic is `Critic` without dropout,
+    trained by Adam and next-segment prediction, and stopped where a held-back fifth of the learning half was told apart
+    best.
 
     Raises `UserError` for too few pairs.
     """
@@ -227,9 +228,7 @@ def _fit(
         rows = random.integers(0, len(learn), size=min(batch_size, len(learn)))
         own = torch.from_numpy(rows).to(device)
         first_bf = learn.first[own]
-        loss_b = nsp_loss(
-            critic(first_bf, learn.next[own]), critic(first_bf, learn.next[_others(learn, rows, random)])
-        )
+        loss_b = nsp_loss(critic(first_bf, learn.next[own]), critic(first_bf, learn.next[_others(learn, rows, random)]))
         optimizer.zero_grad(set_to_none=True)
         loss_b.backward()
         optimizer.step()

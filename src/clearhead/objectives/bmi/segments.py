@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -128,9 +129,7 @@ def cut_documents(documents: Sequence[npt.NDArray[Any]], cut: str, *, tokenizer:
     for number, tokens in enumerate(documents):
         borders = range(size, len(tokens), size) if ends_V is None else _sentence_borders(ends_V[np.asarray(tokens)])
         edges = [0, *borders, len(tokens)]
-        rows += [
-            (number, begin, min(size, end - begin)) for begin, end in zip(edges[:-1], edges[1:], strict=True) if end > begin
-        ]
+        rows += [(number, begin, min(size, end - begin)) for begin, end in pairwise(edges) if end > begin]
     table = np.asarray(rows, dtype=np.int64).reshape(-1, 3)
     return Segments(documents, table[:, 0], table[:, 1], table[:, 2])
 

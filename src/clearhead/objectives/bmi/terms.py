@@ -90,7 +90,9 @@ def bmi_terms(
             temperature=objective.temperature,
             baseline_b=baseline_b,
         )
-    nats_b, count_b = conditional_nats(model, *_lengths(pairs.first, device), *_lengths(pairs.later, device), begin=begin)
+    nats_b, count_b = conditional_nats(
+        model, *_lengths(pairs.first, device), *_lengths(pairs.later, device), begin=begin
+    )
     raml = (log_w_b.exp().to(nats_b.dtype) * nats_b / count_b).sum()
     return Terms(added + objective.raml * raml, nsp, accuracy, raml, effective_sample_size(log_w_b))
 

@@ -77,6 +77,15 @@ class Task(Protocol):
 
 def prepare_task(config: RunConfig, *, progress: Progress | None = None) -> Task:
     """Prepare the data of the config's task. Raises `UserError` when something that the task needs is missing."""
+    task = _own_task(config, progress)
+    if config.objective.reads_segments:
+        from clearhead.train.tasks.segments import WithSegments
+
+        return WithSegments(task, config)
+    return task
+
+
+def _own_task(config: RunConfig, progress: Progress | None) -> Task:
     if config.task == "translation":
         from clearhead.train.tasks.translation import Translation
 
