@@ -1,7 +1,7 @@
 """What a model knows of neighbouring segments, on held-out documents: by its run's own critic, and by a fresh one.
 
-Three quantities that say different things: the task's own score (likelihood), accuracy of next-segment prediction by the
-critic that was trained beside the model (optimistic as a measure of information), and the information that a fresh
+Three quantities that say different things: the task's own score (likelihood), accuracy of next-segment prediction by
+the critic that was trained beside the model (optimistic as a measure of information), and the information that a fresh
 critic finds in the model's frozen states.
 """
 

@@ -212,6 +212,8 @@ def _fit(
 ) -> Critic:
     device = learn.first.device
     critic = Critic(learn.first.shape[1], hidden=hidden, dropout=0.0, seed=seed).to(device)
+    for net in (critic.forth, critic.back):  # T = 0 at first: where nothing can be learned, every estimate stays 0
+        nn.init.zeros_(net[-1].weight)  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(critic.parameters(), lr=lr, betas=ADAM_BETAS)
     every = max(1, steps // 20)
     best, best_loss = copy.deepcopy(critic.state_dict()), float("inf")
