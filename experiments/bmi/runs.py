@@ -43,10 +43,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "BMI-base 0.1": {"nsp": 0.1},
     "BMI-base 1": {"nsp": 1.0},
     LONGER: {},
-    BASE: {"nsp": 1.0},
-    FULL: {"nsp": 1.0, "raml": 0.1},
+    BASE: {"nsp": 0.1},
+    FULL: {"nsp": 0.1, "raml": 0.1},
 }
 TWO_PHASES = (BASE, FULL)
+"""Half of the steps as BMI-base, and the other half from there on, with a schedule of its own; these two are compared
+with each other alone."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,21 @@ class Setting:
     first_tokens: int = 4
     test_tokens: int = 20_000
     most_pairs: int = 2048
+    init: str = "standard"
     corpus: Corpus = Corpus()
+
+
+SETTINGS = {
+    "topics": Setting("topics", steps=300, segment=12),
+    "shuffled": Setting("shuffled", steps=300, segment=12),
+    "shakespeare": Setting(
+        "shakespeare", steps=600, segment=64, width=64, context=128, batch=4, lr=2.5e-3, pairs=6, first_tokens=8,
+        test_tokens=32_768, most_pairs=1024, init="small",
+    ),
+}  # fmt: skip
+"""The last one is the comparison's quick preset (`clearhead compare --preset quick`) for the language model."""
+SMALL_CORPUS = Corpus(documents=120)
+QUICK = Setting("topics", steps=12, segment=12, test_tokens=500, corpus=SMALL_CORPUS)
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,12 @@ def config_of(job: Job, source: str, **objective: Any) -> RunConfig:
     setting = job.setting
     return RunConfig(
         model=ModelConfig(
-            vocab_size=257, layers=setting.layers, width=setting.width, heads=setting.heads, context=setting.context
+            vocab_size=257,
+            layers=setting.layers,
+            width=setting.width,
+            heads=setting.heads,
+            context=setting.context,
+            init=setting.init,
         ),
         data=DataConfig(source=source, context=setting.context),
         optim=OptimConfig(lr=setting.lr, warmup_steps=setting.steps // 20),
@@ -160,7 +181,7 @@ def train_one(job: Job) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, data_of(job) as source:
         config = config_of(job, source, **({} if job.arm in TWO_PHASES else objective))
         if job.arm == LONGER:
-            config = with_steps(config, round(setting.steps * dearer(setting, source, ARMS["BMI-base 1"])))
+            config = with_steps(config, round(setting.steps * dearer(setting, source, ARMS["BMI-base 0.1"])))
         if job.arm in TWO_PHASES:
             half = setting.steps // 2
             base = with_steps(config_of(job, source, nsp=objective["nsp"]), half)

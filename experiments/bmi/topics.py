@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 class Corpus:
     """How it is drawn."""
 
-    documents: int = 900
+    documents: int = 1500
     segments: int = 8
     length: int = 12
     topics: int = 6
