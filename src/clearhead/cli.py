@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from clearhead._arguments import given, merge, parse
@@ -168,6 +169,7 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
     from clearhead._inspect_command import read_model_config
     from clearhead._options import DEFAULT_STEPS, TRANSLATION_DATA, TRANSLATION_TRAIN, Train
     from clearhead.models.config import PRESETS
+    from clearhead.objectives.config import RECIPES, ObjectiveConfig
     from clearhead.train.config import TASKS, RunConfig, TrainConfig, vocabulary_size
 
     size = given(arguments, "--model") or "small"
@@ -185,6 +187,9 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
         architecture = own if TASKS[own] == task else next(name for name, owned in TASKS.items() if owned == task)
     elif TASKS[architecture] != task:
         raise UserError(f"--task {task} does not train architecture={architecture}, which is for {TASKS[architecture]}")
+    recipe = given(arguments, "--objective") or "plain"
+    if recipe not in RECIPES:
+        raise unknown("objective", recipe, RECIPES)
     start = RunConfig(train=TrainConfig(steps=DEFAULT_STEPS))
     data_start, train_start = start.data, start.train
     if task == "translation":
@@ -197,6 +202,7 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
         ModelConfig=model_start,
         DataConfig=data_start,
         OptimConfig=start.optim,
+        ObjectiveConfig=SimpleNamespace(**(ObjectiveConfig().to_dict() | RECIPES[recipe])),  # not checked yet
         TrainConfig=train_start,
     )
     if asked.context is not None and asked.segment is not None:
@@ -213,6 +219,7 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
         model=asked.model.build(vocab_size=vocabulary, context=context, architecture=architecture, **memory),
         data=data,
         optim=asked.optim.build() if own_warmup else asked.optim.build(warmup_steps=0),
+        objective=asked.objective.build(),
         train=asked.train.build(steps=steps, tokens=asked.tokens),
     )
     if not own_warmup:  # the default, but never more than a tenth of a short run

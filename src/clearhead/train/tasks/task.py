@@ -107,6 +107,15 @@ class Stateless:
 
 def prepare_task(config: RunConfig, *, progress: Progress | None = None) -> Task:
     """Prepare the data of the config's task. Raises `UserError` when something that the task needs is missing."""
+    task = _own_task(config, progress)
+    if config.objective.reads_segments:
+        from clearhead.train.tasks.segments import WithSegments
+
+        return WithSegments(task, config)
+    return task
+
+
+def _own_task(config: RunConfig, progress: Progress | None) -> Task:
     if config.data.synthetic is not None:
         from clearhead.train.tasks.synthetic import SyntheticTask
 
