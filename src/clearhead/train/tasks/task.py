@@ -107,6 +107,10 @@ class Stateless:
 
 def prepare_task(config: RunConfig, *, progress: Progress | None = None) -> Task:
     """Prepare the data of the config's task. Raises `UserError` when something that the task needs is missing."""
+    if config.data.synthetic is not None and config.model.memory:
+        from clearhead.train.tasks.synthetic_stream import SyntheticStream
+
+        return SyntheticStream.prepare(config, progress)
     if config.data.synthetic is not None:
         from clearhead.train.tasks.synthetic import SyntheticTask
 
