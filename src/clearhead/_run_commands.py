@@ -183,13 +183,19 @@ def _score_answers(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any
             f"--data {data.source}: it has other symbols than the run's {config.data.source}; the options that change "
             f"the vocabulary must be the run's"
         )
+    layout = config.model.memory if asked.memory is None else asked.memory
+    if not layout and drawn.length != data.context:
+        raise UserError(
+            f"--data {data.source}: a length of {drawn.length} is read segment by segment, which needs a memory"
+        )
     result = score_answers(
         model,
         drawn,
         asked.split,
         both_ways=config.task == "masked_lm",
-        context=asked.context,
-        batch_size=config.train.batch_size if asked.context is None else 1,
+        segment=data.context if layout else None,
+        layout=layout or None,
+        batch_size=max(1, min(config.train.batch_size, config.tokens_per_step // drawn.length)),
         max_tokens=asked.tokens,
     )
     return result, _print_answers

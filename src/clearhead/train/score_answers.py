@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from clearhead.data.synthetic.source import SampleBatch, SyntheticData
+from clearhead.memory.layout import MemoryLayout
 from clearhead.objectives.cross_entropy import IGNORE
 from clearhead.train.evaluate import Float64, Interrupted, in_turns
 from clearhead.train.world import World
@@ -103,12 +104,14 @@ class AnswersResult:
 
 
 def score_answers(
-    model: torch.nn.Module,
+    model: Any,
     data: SyntheticData,
     split: str,
     *,
     both_ways: bool,
     context: int | None = None,
+    segment: int | None = None,
+    layout: MemoryLayout | str | None = None,
     batch_size: int = 16,
     max_tokens: int | None = None,
     world: World | None = None,
@@ -120,6 +123,8 @@ def score_answers(
         model: called as `model(tokens_bt)`, returns logits [b, t, V]; its training mode is put back afterwards.
         both_ways: whether the model may look ahead; decides how copies are asked for.
         context: tokens of a sequence; None = the data's own. Any length that holds the task will do.
+        segment: read so many tokens at a time through the model's memory; None = a sequence at once, without memory.
+        layout: with `segment`, the memory; None = the model's own.
         max_tokens: read about so many tokens (one sequence at least) instead of all.
         world: the processes that share the work; every one of them gets the whole result.
         should_stop: asked before every batch; `Interrupted` when it answers yes.
@@ -136,7 +141,7 @@ def score_answers(
             if should_stop():
                 raise Interrupted
             batch = data.rows(split, indices, length, both_ways=both_ways)
-            nats_n, right_n, distance_n = _score(model, batch)
+            nats_n, right_n, distance_n = _score(model, batch, segment or length, layout, remember=segment is not None)
             if counts:
                 band_n = np.where(distance_n < 0, len(highs), np.searchsorted(highs, distance_n))
                 np.add.at(sums_i3, band_n, np.stack([np.ones_like(nats_n), nats_n, right_n], axis=1))
@@ -162,15 +167,23 @@ def band_ends(length: int) -> list[int]:
 
 
 @torch.no_grad()
-def _score(model: torch.nn.Module, batch: SampleBatch) -> tuple[Float64, Float64, Float64]:
+def _score(
+    model: Any, batch: SampleBatch, segment: int, layout: MemoryLayout | str | None, *, remember: bool
+) -> tuple[Float64, Float64, Float64]:
     """Nats, whether the first guess was right, and the distance, of every answer of the batch, each [n]."""
     device = next(model.parameters()).device
-    with torch.autocast(device.type, enabled=False):
-        logits_btV = model(torch.from_numpy(batch.tokens).to(device))
-        targets_bt = torch.from_numpy(batch.targets).to(device)
+    memory = {"memory": model.new_memory(len(batch.tokens), layout)} if remember else {}
+    parts: list[tuple[Float64, Float64, Float64]] = []
+    for start in range(0, batch.tokens.shape[1], segment):
+        here = slice(start, start + segment)
+        targets_bt = torch.from_numpy(batch.targets[:, here]).to(device)
         asked_bt = targets_bt != IGNORE
-        logits_nV, targets_n = logits_btV[asked_bt].float(), targets_bt[asked_bt]
-        nats_n = F.cross_entropy(logits_nV, targets_n, reduction="none")
+        with torch.autocast(device.type, enabled=False):
+            logits_nV = model(torch.from_numpy(batch.tokens[:, here]).to(device), **memory)[asked_bt].float()
+            targets_n = targets_bt[asked_bt]
+            nats_n = F.cross_entropy(logits_nV, targets_n, reduction="none")
         right_n = logits_nV.argmax(dim=-1) == targets_n
-    distance_n = batch.distance[batch.targets != IGNORE]
-    return nats_n.cpu().double().numpy(), right_n.cpu().double().numpy(), distance_n.astype(np.float64)
+        distance_n = batch.distance[:, here][batch.targets[:, here] != IGNORE].astype(np.float64)
+        parts.append((nats_n.cpu().double().numpy(), right_n.cpu().double().numpy(), distance_n))
+    nats, right, distance = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return nats, right, distance

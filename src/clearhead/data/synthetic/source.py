@@ -21,7 +21,7 @@ from clearhead.data.cache import json_sha256
 from clearhead.data.config import DataConfig
 from clearhead.data.split import SPLITS, Split
 from clearhead.data.symbols import SymbolTokenizer
-from clearhead.data.synthetic.task import Sample
+from clearhead.data.synthetic.task import IGNORE, Sample
 from clearhead.errors import UserError, unknown
 
 FORMAT = 1
@@ -51,6 +51,7 @@ class SyntheticData:
         self.config, self.task = config, task
         self.tokenizer = SymbolTokenizer(task.symbols)
         self.vocab_size = self.tokenizer.vocab_size
+        self._open: dict[int, tuple[tuple[Any, ...], Sample]] = {}  # of `lanes`: what each row is in the middle of
         about = {"format": FORMAT, "task": task.name, "options": task.options(), "split_seed": config.split_seed}
         self.fingerprint = json_sha256(about)
         """Equal for two runs whose sequences of equal seed and length are equal."""
@@ -97,18 +98,29 @@ class SyntheticData:
         """The batch of one step: sequences step * batch_size and on. See `sample`."""
         return self.rows(split, range(step * batch_size, (step + 1) * batch_size), context, seed, both_ways=both_ways)
 
-    def lanes(self, split: str, batch_size: int, context: int, seed: int, step: int) -> tuple[SampleBatch, int]:
-        """The batch of one step for a model with a memory, and the number that its rows' sequences have in common.
+    def lanes(
+        self, split: str, batch_size: int, context: int, seed: int, step: int
+    ) -> tuple[SampleBatch, npt.NDArray[np.int64]]:
+        """The batch of one step for a model with a memory, and the number of the sequence that each row reads, [b].
 
-        Every row reads its sequence in `length / context` steps, `context` tokens at a time, and then the next one:
-        all rows begin a sequence at the same step, and the number counts up there.
+        A row reads a sequence in `length / context` steps, `context` tokens at a time, then the next one. Rows begin at
+        different parts, evenly spread, so that a step has answers even where they all stand at a sequence's end; what
+        a row is asked about a first sequence whose beginning it never met does not count.
         """
         if self.length % context:
             raise self.task.error(f"length: expected a multiple of the segment {context}, got {self.length}")
-        number, part = divmod(step, self.length // context)
-        whole = self.batch(split, batch_size, self.length, seed, number)
-        here = slice(part * context, (part + 1) * context)
-        return SampleBatch(whole.tokens[:, here], whole.targets[:, here], whole.distance[:, here]), number
+        parts = self.length // context
+        ahead_b = np.arange(batch_size) * parts // batch_size
+        number_b, part_b = np.divmod(step + ahead_b, parts)
+        pieces = []
+        for row, (number, part) in enumerate(zip(number_b.tolist(), part_b.tolist(), strict=True)):
+            key = (split, seed, self.length, number * batch_size + row)
+            if row not in self._open or self._open[row][0] != key:
+                self._open[row] = key, self.sample(split, key[-1], seed=seed)
+            whole, here = self._open[row][1], slice(part * context, (part + 1) * context)
+            targets = whole.targets[here] if number or not ahead_b[row] else np.full(context, IGNORE, dtype=np.int64)
+            pieces.append((whole.tokens[here], targets, whole.distance[here]))
+        return SampleBatch(*(np.stack(one) for one in zip(*pieces, strict=True))), number_b
 
     def rows(self, split: str, indices: range, length: int, seed: int = 0, *, both_ways: bool = False) -> SampleBatch:
         """Some sequences as a batch. See `sample`."""

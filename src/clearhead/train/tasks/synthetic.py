@@ -18,7 +18,7 @@ from clearhead.train.config import RunConfig
 from clearhead.train.recorder import finite
 from clearhead.train.score_answers import AnswersResult, score_answers
 from clearhead.train.step import Batch
-from clearhead.train.tasks.task import rows_of
+from clearhead.train.tasks.task import Stateless, rows_of
 from clearhead.train.world import World
 
 
@@ -38,7 +38,7 @@ class AnswerBatch:
         return nats, nats
 
 
-class SyntheticTask:
+class SyntheticTask(Stateless):
     """See `clearhead.train.tasks.task.Task`. Only the positions that are asked are learned and scored."""
 
     def __init__(self, config: RunConfig, data: SyntheticData) -> None:
@@ -51,8 +51,8 @@ class SyntheticTask:
         data = SyntheticData(config.data)
         if data.length != config.data.context:
             raise UserError(
-                f"{config.data.source}: a length of {data.length} is read segment by segment, which needs a memory; "
-                f"leave length out, or set it to the context {config.data.context}"
+                f"{config.data.source}: a length of {data.length} is read segment by segment, which needs a memory "
+                f"(--memory full:{data.length}); or leave length out, or set it to the context {config.data.context}"
             )
         return cls(config, data)
 
@@ -94,14 +94,17 @@ class SyntheticTask:
 
     def test_summary(self, test: AnswersResult | None) -> Mapping[str, Any]:
         """See `Task.test_summary`."""
-        return {
-            "test_bits_per_answer": None if test is None else finite(test.bits_per_answer),
-            "test_nats_per_answer": None if test is None else finite(test.nats_per_answer),
-            "test_accuracy": None if test is None else test.accuracy,
-            "test_answers": None if test is None else test.answers,
-            "test_by_distance": None if test is None else [_finite(band.to_dict()) for band in test.bands],
-        }
+        return answers_summary(test)
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: finite(value) for key, value in values.items()}
+def answers_summary(test: AnswersResult | None) -> Mapping[str, Any]:
+    """What `result.json` says of the test answers."""
+    return {
+        "test_bits_per_answer": None if test is None else finite(test.bits_per_answer),
+        "test_nats_per_answer": None if test is None else finite(test.nats_per_answer),
+        "test_accuracy": None if test is None else test.accuracy,
+        "test_answers": None if test is None else test.answers,
+        "test_by_distance": None
+        if test is None
+        else [{key: finite(value) for key, value in band.to_dict().items()} for band in test.bands],
+    }

@@ -116,6 +116,10 @@ def prepare_task(config: RunConfig, *, progress: Progress | None = None) -> Task
 
 
 def _own_task(config: RunConfig, progress: Progress | None) -> Task:
+    if config.data.synthetic is not None and config.model.memory:
+        from clearhead.train.tasks.synthetic_stream import SyntheticStream
+
+        return SyntheticStream.prepare(config, progress)
     if config.data.synthetic is not None:
         from clearhead.train.tasks.synthetic import SyntheticTask
 
