@@ -26,6 +26,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -133,15 +134,15 @@ def visible_pairs(mechanism: Mechanism, length: int) -> int | None:
     return int(mask.visible_count(length, length, "cpu").sum())
 
 
-def bends(lengths: Sequence[int], counts: Sequence[int]) -> list[int]:
+def bends(lengths: Sequence[int], counts: Sequence[int]) -> list[float]:
     """How far each count lies from the straight line through the first two: all 0 for a count exactly linear.
 
     Exactly linear is `slope * length + constant`: the constant is what the first and the last tokens lack or have more.
     """
-    slope, rest = divmod(counts[1] - counts[0], lengths[1] - lengths[0])
-    if rest:
-        return [rest] * len(counts)
-    return [count - counts[0] - slope * (length - lengths[0]) for length, count in zip(lengths, counts, strict=True)]
+    slope = Fraction(counts[1] - counts[0], lengths[1] - lengths[0])
+    return [
+        float(count - counts[0] - slope * (length - lengths[0])) for length, count in zip(lengths, counts, strict=True)
+    ]
 
 
 # ---- time ----
@@ -304,7 +305,10 @@ def table(found: dict[str, Any]) -> list[str]:
             ("visible_pairs_per_head", "pairs_off_the_line"),
         ):
             if name in own:
-                cells += [f"{(own[name][LENGTHS[-1]] - own[name][LENGTHS[-2]]) / step:g}", str(max(map(abs, own[off])))]
+                cells += [
+                    f"{(own[name][LENGTHS[-1]] - own[name][LENGTHS[-2]]) / step:g}",
+                    f"{max(map(abs, own[off])):g}",
+                ]
             else:
                 cells += ["-", "-"]
         forward, both = own["memory_forward"], own["memory_both"]
