@@ -156,6 +156,12 @@ class Blocks(Term):
         x = self.layout
         return x.block * (x.first + x.last + x.side + 1 + (0 if x.causal else x.side) + x.random) + x.tokens
 
+    def width_of(self, rows: int) -> int:
+        """Keys that so many neighbouring rows between the global ones see together, at most."""
+        x, own = self.layout, max(1, rows // self.layout.block)
+        window = own + x.side + (0 if x.causal else x.side)
+        return x.block * (x.first + x.last + window + own * x.random) + x.tokens
+
     def columns(self, first: int, last: int) -> tuple[Tensor, bool] | None:
         """(sorted columns that rows at positions first..last-1 may see, whether every row sees all of them).
 
