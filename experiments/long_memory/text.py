@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ def config(job: Job) -> RunConfig:
             memory=ARMS[job.arm],
         ),
         data=DataConfig(source=SOURCE, context=SEGMENT),
-        optim=OptimConfig(lr=4e-3, warmup_steps=50, weight_decay=0.1),
+        optim=OptimConfig(lr=4e-3, warmup_steps=min(50, job.steps // 4), weight_decay=0.1),
         train=TrainConfig(
             steps=job.steps,
             batch_size=ROWS,
@@ -86,8 +85,8 @@ def train(job: Job) -> dict[str, Any]:
     lengths = layout.lengths(LAYERS, SEGMENT)
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        train_run(run, Path(folder) / "run", progress=False)
-        summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
+        ended = train_run(run, Path(folder) / "run", progress=False)
+    summary = ended.summary
     return {
         "arm": job.arm,
         "seed": job.seed,
@@ -95,6 +94,10 @@ def train(job: Job) -> dict[str, Any]:
         "memory": run.model.memory,
         "bytes_per_stream": memory_bytes(lengths, batch=1, width=WIDTH, element_size=4),
         "tokens": job.steps * ROWS * SEGMENT,
+        "status": ended.status,
+        "parameters": summary["parameters"]["total"],
+        "val": summary["val_bits_per_byte"],
+        "test": summary["test_bits_per_byte"],
+        "step_ms": round(1000 * summary["step_seconds"]["median"], 1),
         "cpu_seconds": round(time.process_time() - began, 1),
-        "summary": summary,
     }
