@@ -280,9 +280,18 @@ class Explain:
     """Type of the tensors."""
     device: str = "cpu"
     """cpu, cuda or mps."""
+    memory: Annotated[str | None, arg(metavar="LAYOUT", help_behavior_hint="(default: none)")] = None
+    """Tell what a decoder's memory, such as last:1,long=512,short=64, holds in each layer, and which backend reads it."""
+    layers: int = 6
+    """With --memory: layers of the decoder. Its width is heads times head size."""
+    segment: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the length)")] = None
+    """With --memory: tokens read at a time."""
+    position: str = "xl"
+    """With --memory: how positions are told: xl, rope, alibi, t5 or none."""
 
     EXAMPLES = """
     clearhead explain softmax
+    clearhead explain softmax --memory last:1,long=512,short=64 --layers 6 --segment 128
     clearhead explain laser+window:256 --length 4096 --padding
     clearhead explain self_adjust --heads 8 --kv-heads 2 --dtype bfloat16
     """

@@ -295,48 +295,11 @@ def _data(arguments: list[str]) -> int:
 
 
 def _explain(arguments: list[str]) -> int:
+    from clearhead._explain_command import explain_command
     from clearhead._options import Explain
 
-    asked = parse(Explain, "explain", arguments)
-    from clearhead.attention.spec import AttentionSpec
-
-    spec = AttentionSpec.parse(asked.spec)  # before torch is loaded: a misspelt name is answered at once
-    import torch
-
-    from clearhead.attention.explain import explain
-    from clearhead.attention.mask import Mask
-    from clearhead.train.world import choose_device
-
-    device = choose_device(asked.device, 0)
-    heads = asked.heads, asked.heads if asked.kv_heads is None else asked.kv_heads
-    if min(asked.batch, *heads, asked.length, asked.head_dim) < 1:
-        raise UserError("explain: expected sizes of at least 1")
-    shapes = [(asked.batch, h, asked.length, asked.head_dim) for h in heads]
-    query, key = (torch.empty(shape, dtype=getattr(torch, asked.dtype), device=device) for shape in shapes)
-    mask = Mask.causal() if asked.causal else Mask()
-    if asked.padding:
-        lengths = torch.full((asked.batch,), asked.length, device=device)
-        lengths[0] = max(1, asked.length // 2)
-        mask = mask & Mask.key_lengths(lengths)
-    with as_user_error():
-        found = explain(spec, (query, key, key), mask=mask, dropout_p=asked.dropout)
-    words = [f"{asked.batch} x {asked.heads} heads x {asked.length} x {asked.head_dim}", asked.dtype, str(device)]
-    words += ["causal" if asked.causal else "bidirectional", *(["padded"] if asked.padding else [])]
-    _print_verdicts(found, ", ".join(words))
+    explain_command(parse(Explain, "explain", arguments))
     return 0
-
-
-def _print_verdicts(found: Any, circumstances: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{found.spec}: {circumstances}", title_justify="left")
-    for name in ("backend", "verdict", "reason"):
-        table.add_column(name)
-    styles = {"chosen": "green", "refused": "dim"}
-    for verdict in found.verdicts:
-        table.add_row(verdict.backend, verdict.verdict, verdict.reason, style=styles.get(verdict.verdict, ""))
-    Console().print(table)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

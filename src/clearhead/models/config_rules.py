@@ -50,9 +50,9 @@ def check(config: ModelConfig) -> None:
             "set attention_dropout=0 and use dropout"
         )
     object.__setattr__(config, "temperature_on", _canonical_targets(config.temperature_on))
+    _check_memory(config)
     if isinstance(config.spec.weights, Performer):
         _check_performer(config)
-    _check_memory(config)
 
 
 def _check_sizes(config: ModelConfig) -> None:
