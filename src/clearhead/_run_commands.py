@@ -119,8 +119,8 @@ def _score_text(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, m
 
     _refuse(asked, config, "beams")
     documents = documents_for(tokenizer, data, asked.split, progress=_say)
-    layout = config.model.memory if asked.memory is None else asked.memory
-    if layout:
+    layout = (config.model.memory if asked.memory is None else asked.memory) or None
+    if layout or config.model.feedback_carry:
         if asked.stride is not None:
             raise UserError("--stride means nothing with a memory: segments follow each other; leave it out")
         result = evaluate_stream(

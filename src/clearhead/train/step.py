@@ -17,6 +17,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from clearhead.memory.feedback import FeedbackState
 from clearhead.memory.transformer_xl import SegmentMemory
 from clearhead.objectives.causal_lm import causal_lm_loss
 from clearhead.train.optimizer import MODEL
@@ -56,12 +57,13 @@ class MemoryBatch:
     """The next tokens; -100 is ignored."""
     segments_bt: Tensor
     """Document numbers, the same for a document that goes on from the segment before."""
-    memory: SegmentMemory
+    memory: SegmentMemory | FeedbackState
     """Of these rows; the forward pass reads and fills it."""
 
     def loss(self, called: nn.Module) -> tuple[Tensor, Tensor]:
         """See `Batch`."""
-        logits_btV = called(self.tokens_bt, segments=self.segments_bt, memory=self.memory)
+        carried = {"state" if isinstance(self.memory, FeedbackState) else "memory": self.memory}
+        logits_btV = called(self.tokens_bt, segments=self.segments_bt, **carried)
         nats, _ = causal_lm_loss(logits_btV, self.targets_bt)
         return nats, nats
 

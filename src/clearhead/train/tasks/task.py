@@ -132,7 +132,7 @@ def _own_task(config: RunConfig, progress: Progress | None) -> Task:
         from clearhead.train.tasks.masked_lm import MaskedLM
 
         return MaskedLM.prepare(config, progress)
-    if config.model.memory:
+    if config.model.memory or config.model.feedback_carry:
         from clearhead.train.tasks.stream_lm import StreamLM
 
         return StreamLM.prepare(config, progress)
