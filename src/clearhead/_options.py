@@ -30,8 +30,8 @@ class Compare:
     attention: Annotated[
         tuple[str, ...], arg(metavar="SPEC ...", help_behavior_hint="(default: the preset's four)")
     ] = ()
-    """Attention specs, an arm each; the first is the baseline. A spec joins softmax or self_adjust, laser, window:N,
-    selective or learned by +, such as softmax+selective."""
+    """Attention specs, an arm each; the first is the baseline. A spec joins softmax, self_adjust or performer,
+    laser, window:N or bigbird, selective or learned by +, such as softmax+selective."""
     arm: Annotated[tuple[str, ...], arg(metavar="ARM ...", help_behavior_hint="(default: none)")] = ()
     """Arms of any kind: "name: key=value key=value", such as "gated: model.output_gate=head"."""
     baseline: Annotated[str | None, arg(metavar="STR", help_behavior_hint="(default: the first)")] = None
@@ -42,6 +42,9 @@ class Compare:
     """A name from `clearhead data list`, or your own file or folder."""
     seeds: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the preset's)")] = None
     """Runs of each arm; at least 2, and 5 for a useful interval."""
+    context: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the preset's)")] = None
+    """Tokens in a training window, and the longest context in evaluation. A run keeps its tokens: the batch becomes
+    smaller, then the steps fewer, unless --steps or --set say otherwise."""
     steps: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the preset's)")] = None
     """Training steps of each run."""
     budget: Annotated[
@@ -66,6 +69,7 @@ class Compare:
     clearhead compare
     clearhead compare --preset quick --data my.txt
     clearhead compare --attention softmax laser laser+selective --seeds 8 --out compare-laser
+    clearhead compare --attention softmax window:256 bigbird performer --context 4096
     clearhead compare --arm "base:" "gated: model.output_gate=head" --set model.width=192 model.heads=6
     clearhead compare --from compare-default
     """

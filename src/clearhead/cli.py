@@ -133,6 +133,7 @@ def _compare(arguments: list[str]) -> int:
         baseline=asked.baseline,
         seeds=asked.seeds,
         data=None if asked.data is None else source_name(asked.data),
+        context=asked.context,
         steps=asked.steps,
         budget=asked.budget,
         learning_rates=asked.learning_rates or None,

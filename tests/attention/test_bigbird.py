@@ -204,7 +204,14 @@ def test_explain_tells_that_tiles_serve_a_long_input():
     q, k, v = random_qkv(2048, dtype=torch.float32)
     told = explain("laser+bigbird", (q, k, v), mask=Mask.causal())
     assert told.chosen == "chunked"
-    assert "pattern that sees about 512" in str(told)
+    assert "of which 64 rows together see about 512" in str(told)
+
+
+def test_narrow_blocks_go_to_tiles_once_a_tile_sees_less_than_everything():
+    """64 rows hold 16 blocks of 4, which draw 48 random blocks: 272 keys, more than 256 and less than 512."""
+    for length, chosen in ((256, "sdpa"), (512, "chunked")):
+        q, k, v = random_qkv(length, dtype=torch.float32)
+        assert explain("bigbird:block_size=4", (q, k, v)).chosen == chosen
 
 
 @pytest.mark.parametrize(

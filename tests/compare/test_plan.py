@@ -187,3 +187,17 @@ def test_a_run_has_its_own_seed_rate_and_steps():
     made = costs.run_config(plan.base, steps=50, seed=7, rate=0.5)
     assert (made.train.seed, made.optim.lr, made.total_steps, made.train.tokens) == (7, 0.5, 50, None)
     assert costs.run_config(plan.base, steps=50, seed=7, rate=None).optim.lr == plan.base.optim.lr
+
+
+def test_a_longer_context_keeps_the_tokens_of_a_run():
+    start = ComparePlan.build().base
+    plan = ComparePlan.build(attention=["softmax", "window:256", "bigbird", "performer"], context=4096)
+    base = plan.base
+    assert (base.model.context, base.data.context, base.train.batch_size) == (4096, 4096, 1)
+    assert base.total_steps * base.tokens_per_step == start.total_steps * start.tokens_per_step
+    assert base.optim.warmup_steps == start.optim.warmup_steps * base.total_steps // start.total_steps
+    assert ComparePlan.build(context=256).base.train.batch_size == start.train.batch_size // 2
+    told = ComparePlan.build(context=256, steps=7, overrides=["train.batch_size=3"]).base
+    assert (told.train.batch_size, told.total_steps) == (3, 7)
+    with pytest.raises(UserError, match="context"):
+        ComparePlan.build(context=0)

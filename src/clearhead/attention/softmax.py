@@ -50,7 +50,7 @@ def refuse_sdpa(mask: Mask, bias: Bias | None, b: int, h: int, n: int, m: int) -
         return "a bias that needs a gradient sends PyTorch's fused CPU kernel to its slow path"
     if bias is None and mask_kind(mask, n, m) != "dense":
         return None
-    if mask.blocks is not None and 2 * (together := mask.blocks.width_of(ROWS)) < m:
+    if mask.blocks is not None and (together := mask.blocks.width_of(ROWS)) < m:
         return f"it would compute all {m} keys of a pattern of which {ROWS} rows together see about {together}"
     if n * m > DENSE_MASK_LIMIT:
         return f"it would have to write out a {n} x {m} mask"

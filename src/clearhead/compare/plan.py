@@ -93,6 +93,7 @@ class ComparePlan:
         baseline: str | None = None,
         seeds: int | Sequence[int] | None = None,
         data: str | None = None,
+        context: int | None = None,
         steps: int | None = None,
         budget: str | None = None,
         learning_rates: Sequence[float] | None = None,
@@ -105,12 +106,13 @@ class ComparePlan:
         `attention` are specs, `arms` are `Arm`s or `"name: key=value key=value"` texts; together they replace the
         preset's arms. A single one is compared with the base configuration. `overrides` change the base for every
         arm: a dict of dotted keys, or texts `"model.width=192"`. `seeds` is how many, or which.
-        `steps` also moves the warm-up and the evaluations in proportion, unless `overrides` set them.
+        `steps` also moves the warm-up and the evaluations in proportion, unless `overrides` set them. `context` keeps
+        the tokens of a run: a longer one makes the batch smaller, and then the steps fewer, unless told otherwise.
         """
         if preset not in PRESETS:
             raise unknown("preset", preset, PRESETS)
         start = PRESETS[preset]
-        base = _with_base(start.base, data, steps, overrides)
+        base = _with_base(start.base, data, context, steps, overrides)
         chosen = start.arms
         if attention or arms:
             texts = [arm for arm in arms if isinstance(arm, str)]
@@ -221,7 +223,11 @@ class ComparePlan:
 
 
 def _with_base(
-    base: RunConfig, data: str | None, steps: int | None, overrides: Mapping[str, Any] | Iterable[str]
+    base: RunConfig,
+    data: str | None,
+    context: int | None,
+    steps: int | None,
+    overrides: Mapping[str, Any] | Iterable[str],
 ) -> RunConfig:
     changes: dict[str, Any] = {}
     if isinstance(overrides, Mapping):
@@ -234,6 +240,13 @@ def _with_base(
             changes[key.strip()] = value.strip()
     if data is not None:
         changes["data.source"] = data
+    if context is not None:
+        if isinstance(context, bool) or not isinstance(context, int) or context < 1:
+            raise UserError(f"context: expected a whole number of at least 1, got {context!r}")
+        batch = max(1, base.tokens_per_step // context)
+        changes = {"model.context": context, "data.context": context, "train.batch_size": batch} | changes
+        if steps is None and "train.steps" not in changes:
+            steps = max(1, base.total_steps * base.tokens_per_step // (batch * context))
     if steps is not None:
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise UserError(f"steps: expected a whole number of at least 1, got {steps!r}")
