@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.admin.chart import Chart, Line, draw
-from experiments.bigbird import needle
+from experiments.bigbird import dna, needle
 
 
 def page(results: Mapping[str, Any]) -> list[str]:
@@ -14,7 +15,9 @@ def page(results: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     if "needle" in results:
         lines += ["### The needle", "", "![accuracy by step](results/needle.svg)", ""]
-        lines += [*needle_table(results["needle"]), "", "### The graph", "", *graph_table(results["needle"])]
+        lines += [*needle_table(results["needle"]), "", "### The graph", "", *graph_table(results["needle"]), ""]
+    if "dna" in results:
+        lines += ["### Masked DNA", "", *dna_table(results["dna"]["runs"])]
     return lines
 
 
@@ -81,3 +84,19 @@ def graph_table(found: Mapping[str, Any]) -> list[str]:
 def _range(values: Sequence[int | None]) -> str:
     low, high = min(v or 0 for v in values), max(v or 0 for v in values)
     return str(high) if low == high else f"{low} to {high}"
+
+
+# ---- DNA ----
+
+
+def dna_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Bits per hidden base and accuracy by context, one number a seed."""
+    lines = [
+        f"| context, {runs[0]['steps']} steps of {dna.BASES_A_STEP:,} bases | bits per hidden base, by seed | accuracy |",
+        "|---|---|---|",
+    ]
+    for context in sorted({run["context"] for run in runs}):
+        own = sorted((run for run in runs if run["context"] == context), key=lambda run: run["seed"])
+        bits = _list([f"{run['nats'] / math.log(2):.4f}" for run in own])
+        lines.append(f"| {context:,} | {bits} | {_list([format(run['accuracy'], '.4f') for run in own])} |")
+    return lines

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.bigbird import graph, needle, report
+from experiments.bigbird import dna, graph, needle, report
 from experiments.running import about, put_results, read_runs, run_missing
 
 HERE = Path(__file__).parent
 STEPS = 3000
+DNA_STEPS = 150
 BY_THE_GRAPH = 500
 """Steps of a pattern whose needle cannot reach the reader: enough to see that nothing is learned."""
 
@@ -41,7 +42,21 @@ def needles(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, An
     }
 
 
-PARTS = {"needle": needles}
+def bases(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, Any]:
+    """Masked DNA by context."""
+    contexts = dna.CONTEXTS[:1] if quick else dna.CONTEXTS
+    run_missing(
+        out / "dna.jsonl",
+        [dna.Job(context, seed, 4 if quick else DNA_STEPS) for seed in range(seeds) for context in contexts],
+        dna.train_one,
+        key_of_job=lambda job: (job.context, job.seed, job.steps),
+        key_of_run=lambda run: (run["context"], run["seed"], run["steps"]),
+        workers=workers,
+    )
+    return {"runs": read_runs(out / "dna.jsonl")}
+
+
+PARTS = {"needle": needles, "dna": bases}
 
 
 def main() -> None:

@@ -1,0 +1,69 @@
+"""Performer: `python -m experiments.performer.run`. Stopped, the same command goes on; `--quick` for half a minute."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from experiments.performer import conversion, error, report
+from experiments.running import about, put_results, read_runs, run_missing
+
+HERE = Path(__file__).parent
+JOB = conversion.Job(seed=0, steps=1000, further=120, every=10)
+QUICK = conversion.Job(seed=0, steps=10, further=4, every=2)
+
+
+def errors(out: Path, *, seeds: int, workers: int, quick: bool) -> Any:
+    """Error against features, orthogonal against independent rows, signs."""
+    return error.measure(quick=quick)
+
+
+def conversions(out: Path, *, seeds: int, workers: int, quick: bool) -> Any:
+    """A softmax model under performer attention."""
+    job = QUICK if quick else JOB
+    run_missing(
+        out / "conversion.jsonl",
+        [conversion.Job(seed, job.steps, job.further, job.every) for seed in range(seeds)],
+        conversion.train_one,
+        key_of_job=lambda one: (one.seed, one.steps, one.further),
+        key_of_run=lambda run: (run["seed"], run["steps"], run["further"]),
+        workers=workers,
+    )
+    return sorted(read_runs(out / "conversion.jsonl"), key=lambda run: run["seed"])
+
+
+PARTS = {"error": errors, "conversion": conversions}
+
+
+def main() -> None:
+    """Run the parts, write results.json and the figures, and put the tables into the README."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--seeds", type=int, default=3, help="of the conversion")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=None, help="folder; results/ here, or a passing one with --quick")
+    parser.add_argument("--quick", action="store_true", help="few draws, few steps; README and figures stay")
+    asked = parser.parse_args()
+    out = asked.out or (Path(tempfile.mkdtemp()) if asked.quick else HERE / "results")
+    out.mkdir(parents=True, exist_ok=True)
+
+    path = out / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results["about"] = about()
+    for part in asked.parts:
+        seeds = 1 if asked.quick else asked.seeds
+        results[part] = PARTS[part](out, seeds=seeds, workers=asked.workers, quick=asked.quick)
+        path.write_text(json.dumps(results) + "\n")
+    lines = report.page(results)
+    print("\n".join(lines))
+    if out == HERE / "results":
+        put_results(HERE / "README.md", lines)
+        for name, svg in report.figures(results).items():
+            (out / name).write_text(svg)
+
+
+if __name__ == "__main__":
+    main()
