@@ -2,8 +2,8 @@
 
 Three decoders that keep a bounded past: performer (sums), Transformer-XL memory (layer inputs, and the open segment's
 keys), Feedback (a window of shared memories). Each is tiny and runs in a process of its own, on one thread. The first
-and the last 10,000 tokens come one by one, each drawn from the logits of the one before it; those between are given, ten
-in a call, which is the same to the state and ends sooner. Of each is told
+and the last 10,000 tokens come one by one, each drawn from the logits of the one before it; those between are given,
+ten in a call, which is the same to the state and ends sooner. Of each is told
 
     state     bytes that the state says it holds: the most in the first tenth of the stream, and the most after it
     process   the resident set after a hundredth of the stream, at the end, and its peak in between
@@ -60,9 +60,7 @@ STREAMS = {
         lambda model: model.new_state(1, TOKENS),
         lambda state: sum(cache.bytes for cache in state.caches),
     ),
-    "memory": Stream(
-        ModelConfig(**SIZE, position="xl", memory="full:256"), lambda model: model.new_stream(1)
-    ),
+    "memory": Stream(ModelConfig(**SIZE, position="xl", memory="full:256"), lambda model: model.new_stream(1)),
     "feedback": Stream(
         ModelConfig(**SIZE, architecture="feedback", position="relative_key"), lambda model: model.new_state(1)
     ),
@@ -83,7 +81,8 @@ def decode(name: str, tokens: int) -> dict[str, Any]:
     state, draw = stream.start(model), torch.Generator().manual_seed(0)
     given = torch.randint(0, 256, (1, tokens), generator=draw)
     token, done, alone = given[:, :1], 0, min(ALONE, tokens // 4)
-    largest, resident, marks = [0, 0], [], [time.process_time()]
+    largest, marks = [0, 0], [time.process_time()]
+    resident: list[int] = []
     with torch.inference_mode():
         while done < tokens:
             lonely = done < alone or done >= tokens - alone

@@ -90,8 +90,9 @@ def figure(found: Mapping[str, Any]) -> str:
                 low = [m - h for m, h in zip(means, halves, strict=True)]
                 high = [m + h for m, h in zip(means, halves, strict=True)]
                 lines.append(Line(layout, middles, means, colour, dots=True, low=low, high=high))
-        title = f"two layers, range={span}"
-        charts.append(Chart(title, "tokens from value to query", "right answers", lines, True, limits=(0.0, 1.02)))
+        if lines:
+            title = f"two layers, range={span}"
+            charts.append(Chart(title, "tokens from value to query", "right answers", lines, True, limits=(0.0, 1.02)))
     return draw(charts)
 
 
@@ -119,13 +120,12 @@ def text(runs: Runs) -> dict[str, Any]:
                 "cpu_seconds": round(sum(run["cpu_seconds"] for run in own)),
             }
         )
-    arms = [_outcomes(runs, arm) for arm in reading.ARMS]
+    outcomes = {arm: _outcomes(runs, arm) for arm in reading.ARMS}
     verdicts = []
-    if all(len(arm.values) > 1 for arm in arms):
-        baseline = next(arm for arm in arms if arm.name == reading.BASELINE)
-        others = [arm for arm in arms if arm is not baseline]
-        for arm, judged in zip(others, compare_outcomes(baseline, others), strict=True):
-            verdicts.append({"arm": arm.name, "verdict": str(judged.verdict), "sentence": judged.sentence})
+    if all(len(one.values) > 1 for one in outcomes.values()):
+        others = [one for one in outcomes.values() if one.name != reading.BASELINE]
+        for one, judged in zip(others, compare_outcomes(outcomes[reading.BASELINE], others), strict=True):
+            verdicts.append({"arm": one.name, "verdict": str(judged.verdict), "sentence": judged.sentence})
     return {"rows": rows, "verdicts": verdicts}
 
 

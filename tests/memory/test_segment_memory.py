@@ -199,8 +199,19 @@ def test_a_long_stream_takes_no_more_space_than_a_short_one(make_decoder):
     assert sizes[49:56] == sizes[287:294]  # the same place in later segments
 
 
+def test_prompts_of_unequal_length_are_refused_in_one_line(make_decoder):
+    model = make_decoder(memory="full:9")
+    prompt, valid = torch.ones(2, 4, dtype=torch.long), torch.ones(2, 4, dtype=torch.bool)
+    equal = generate(model, prompt, max_new_tokens=3, temperature=0.0, valid=valid)
+    assert torch.equal(equal, generate(model, prompt, max_new_tokens=3, temperature=0.0))
+    valid[0, :2] = False
+    with pytest.raises(ValueError, match="equal length; continue each prompt in a call of its own") as refused:
+        generate(model, prompt, max_new_tokens=3, valid=valid)
+    assert "\n" not in str(refused.value)
+
+
 def decode(tokens, at_a_time=1):
-    """What a float32 stream of so many tokens holds near the end of each segment, and the process's growth meanwhile."""
+    """What a float32 stream of so many tokens holds near the end of each segment, and how much the process grew."""
     model = Decoder(
         ModelConfig(vocab_size=31, context=50, layers=2, width=8, heads=2, memory="last:1,long=90,short=10")
     )
