@@ -331,6 +331,39 @@ def test_explain_lists_every_backend_and_one_chosen(capsys):
     assert text.count("chosen") == 1
 
 
+def test_explain_tells_what_a_memory_holds_in_each_layer(capsys):
+    options = "--memory last:1,long=512,short=64 --layers 3 --segment 128 --heads 2 --head-dim 16 --batch 1"
+    assert run("explain", "softmax", *options.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.replace("│", " ").split() for line in lines if "│" in line]
+    assert [row[:4] for row in rows] == [
+        ["0", "64", "8,192", "128.5"],  # 64 tokens of width 32 in float32; 64 remembered and (128 + 1) / 2 of its own
+        ["1", "64", "8,192", "128.5"],
+        ["2", "512", "65,536", "576.5"],
+        ["all", "640", "81,920", "833.5"],
+    ]
+    assert all(row[4] == "sdpa" for row in rows[:3])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("bigbird --memory full:8", "counts from a document's beginning"),
+        ("performer --memory full:8", "keeps no keys"),
+        ("softmax --memory full:8 --position learned", "carry the place of another one"),
+        ("softmax --memory last:7", "7 long memories, but the model has 6 layers"),
+        ("softmax --memory lats:1", "did you mean 'last'"),
+        ("softmax --memory full:8 --padding", "leave the two options out"),
+        ("softmax --segment 8", "--segment goes with --memory"),
+    ],
+)
+def test_explain_says_why_a_memory_is_refused(options, says, capsys):
+    assert run("explain", *options.split()) == 2
+    said = capsys.readouterr().err.strip()
+    assert says in said
+    assert "\n" not in said
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of a few steps, made by the command itself."""

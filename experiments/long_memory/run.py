@@ -25,9 +25,7 @@ def recall_part(out: Path, *, seeds: int, layers: list[int], workers: int, quick
         for layout in (("last:1",) if quick else recall.LAYOUTS[depth])
     ]
     path = out / "recall.jsonl"
-    run_missing(
-        path, jobs, recall.train, key_of_job=lambda job: job.key, key_of_run=recall.key_of_run, workers=workers
-    )
+    run_missing(path, jobs, recall.train, key_of_job=lambda job: job.key, key_of_run=recall.key_of_run, workers=workers)
     return report.recall(read_runs(path))
 
 

@@ -1,11 +1,11 @@
-"""Two-step recall: a stream of written pairs [key][value] and of queries [?key], to be answered by the key's last value.
+"""Two-step recall: a stream of pairs [key][value] and of queries [?key], to be answered by the key's last value.
 
 Where a value stands, its key stands one token before. So an answer takes two steps: a lower layer that joins a value
 with the token before it, and a higher one that looks the key up, as far back as the longest memory reaches.
 
-Tokens: keys 0..23, values 24..31, queries 32..55. A pair makes its key live, a query answers one live key, drawn evenly,
-and that key is live no more. A pair takes one of the keys that were written longest ago, so what an old pair said is rarely
-near; a key that was not asked for within `REACH` tokens is dropped. Only answers are learned and scored.
+Tokens: keys 0..23, values 24..31, queries 32..55. A pair makes its key live, a query asks for one live key, drawn
+evenly, and that key is live no more. A pair takes one of the keys that were written longest ago, so what an old pair
+said is rarely near; a key that was not asked for within `REACH` tokens is dropped. Only answers are learned and scored.
 
 Legend: b rows, k keys, t tokens.
 """

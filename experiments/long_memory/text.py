@@ -17,7 +17,7 @@ from clearhead.train.config import OptimConfig, RunConfig, TrainConfig
 from clearhead.train.loop import train as train_run
 
 SOURCE = "shakespeare"
-LAYERS, WIDTH, SEGMENT, ROWS, STEPS = 6, 64, 32, 32, 500
+LAYERS, WIDTH, SEGMENT, ROWS, STEPS = 6, 64, 32, 16, 300
 LONG, SHORT = 192, 24
 ARMS = {
     "none": "full:0",
@@ -27,7 +27,7 @@ ARMS = {
 }
 """Six layers: full has six long memories, last:1 one."""
 BASELINE = "full"
-TEST_TOKENS = 120_000
+TEST_TOKENS = 60_000
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def _explain_memory(asked: Explain) -> None:
 
     if not asked.causal or asked.padding:
         raise UserError("--memory: a decoder reads its stream causally and without padding; leave the two options out")
-    layout = MemoryLayout.parse(asked.memory)
+    layout = MemoryLayout.parse(asked.memory or "")
     config = ModelConfig(
         attention=asked.spec,
         memory=str(layout),
@@ -98,8 +98,8 @@ def _print_memory(found: MemoryExplanation, config: ModelConfig, asked: Explain)
     longest = max(layer.tokens for layer in found.layers)
     if found.tokens:
         console.print(
-            f"full:{longest} would hold {longest * len(found.layers) / found.tokens:.2g} times as much. While decoding, "
-            f"at most {found.stream_bytes:,} bytes of keys, values and open segment come on top.",
+            f"full:{longest} would hold {longest * len(found.layers) / found.tokens:.2g} times as much. While "
+            f"decoding, at most {found.stream_bytes:,} bytes of keys, values and open segment come on top.",
             highlight=False,
         )
 

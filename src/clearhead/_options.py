@@ -285,7 +285,7 @@ class Explain:
     device: str = "cpu"
     """cpu, cuda or mps."""
     memory: Annotated[str | None, arg(metavar="LAYOUT", help_behavior_hint="(default: none)")] = None
-    """Tell what a decoder's memory, such as last:1,long=512,short=64, holds in each layer, and which backend reads it."""
+    """Tell what a decoder's memory, such as last:1,long=512,short=64, holds in each layer, and what reads it."""
     layers: int = 6
     """With --memory: layers of the decoder. Its width is heads times head size."""
     segment: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the length)")] = None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load, save
 
 from clearhead.errors import UserError
 from clearhead.memory.layout import MemoryLayout, memory_bytes
+from clearhead.models.config import ModelConfig
+from clearhead.models.decoder import Decoder
 from clearhead.models.generate import generate
 from tests.memory.test_recurrence import by_segments
 
@@ -192,6 +197,59 @@ def test_a_long_stream_takes_no_more_space_than_a_short_one(make_decoder):
         sizes.append(stream.bytes)
     assert max(sizes[:50]) == max(sizes[50:])
     assert sizes[49:56] == sizes[287:294]  # the same place in later segments
+
+
+def test_prompts_of_unequal_length_are_refused_in_one_line(make_decoder):
+    model = make_decoder(memory="full:9")
+    prompt, valid = torch.ones(2, 4, dtype=torch.long), torch.ones(2, 4, dtype=torch.bool)
+    equal = generate(model, prompt, max_new_tokens=3, temperature=0.0, valid=valid)
+    assert torch.equal(equal, generate(model, prompt, max_new_tokens=3, temperature=0.0))
+    valid[0, :2] = False
+    with pytest.raises(ValueError, match="equal length; continue each prompt in a call of its own") as refused:
+        generate(model, prompt, max_new_tokens=3, valid=valid)
+    assert "\n" not in str(refused.value)
+
+
+def decode(tokens, at_a_time=1):
+    """What a float32 stream of so many tokens holds near the end of each segment, and how much the process grew."""
+    model = Decoder(
+        ModelConfig(vocab_size=31, context=50, layers=2, width=8, heads=2, memory="last:1,long=90,short=10")
+    )
+    stream, sizes, resident = model.new_stream(1), [], []
+    with torch.inference_mode():
+        for place in range(0, tokens, at_a_time):
+            model(torch.arange(place, place + at_a_time)[None] % 31, state=stream)
+            if stream.open == 50 - at_a_time:
+                sizes.append(stream.bytes)
+                resident.append(resident_bytes())
+    settled = len(resident) // 3
+    return stream, sizes, resident[-1] - resident[settled]
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident set from /proc")
+
+
+@linux
+def test_a_stream_of_3000_tokens_stays_flat():
+    stream, sizes, grown = decode(3000)
+    assert set(sizes[2:]) == {sizes[-1]}  # full after two segments
+    # Layer inputs of the memories, keys and values of them and of a segment, 49 open inputs a layer; 4 bytes each.
+    assert sizes[-1] == 4 * 8 * ((10 + 90) + 2 * (10 + 90 + 2 * 50) + 2 * 49)
+    assert int(stream.memory.read[0]) == 3000
+    assert grown < 1 << 20  # two kept tensors a token would be more
+
+
+@linux
+@pytest.mark.full
+def test_a_stream_of_200000_tokens_stays_flat():
+    stream, sizes, grown = decode(200_000, at_a_time=10)
+    assert set(sizes[2:]) == {sizes[-1]}
+    assert int(stream.memory.read[0]) == 200_000
+    assert grown < 1 << 20
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def generate(
         stop_token: a row that has produced it is filled with it; generation ends once every row has.
 
     A model with memory goes on in training's segments of `config.context` tokens, in space that does not grow; its
-    prompts must be of equal length (`valid` is refused).
+    rows read in step, so prompts of unequal length (padding in `valid`) are refused.
 
     The model is used in eval mode and returned to the mode it was in. Raises `ValueError` for arguments out of range.
     """
@@ -53,6 +53,12 @@ def generate(
         # The last token that is drawn is never read, so it needs no place in the cache.
         state: Any
         if isinstance(model, Decoder) and model.config.memory:
+            if valid is not None and not bool(valid.all()):
+                raise ValueError(
+                    "valid: the rows of a model with memory read in step, so prompts must be of equal length; continue "
+                    "each prompt in a call of its own"
+                )
+            valid = None
             state = model.new_stream(b, device=prompt_bt.device)
         else:
             state = model.new_state(b, t + max_new_tokens - 1, device=prompt_bt.device)
