@@ -140,6 +140,21 @@ def test_a_carried_memory_is_normed_once(make, tokens):
         torch.testing.assert_close(logits, cases[0], rtol=1e-12, atol=1e-12)
 
 
+def test_norming_it_twice_would_show(make, tokens):
+    """Why the test above is one: twice the norm changes next to nothing with gains of 1, and much with trained ones."""
+    changes = []
+    for gain in (torch.ones(24), 1.0 + 0.5 * torch.sin(torch.arange(24.0))):
+        model = make(norm="layer")
+        with torch.no_grad():
+            model.memory_norm.weight.copy_(gain)
+            model.memory_norm.bias.zero_()
+            once = model(tokens)
+            model.memory_norm = torch.nn.Sequential(model.memory_norm, model.memory_norm)
+            changes.append(float((model(tokens) - once).abs().max()))
+    assert changes[0] < 1e-3
+    assert changes[1] > 100 * changes[0]
+
+
 # ---- the mixture ----
 
 
@@ -193,6 +208,47 @@ def test_memory_is_strictly_past(make, tokens):
     # With one memory in the window its weight is 1, so what attention mixes is that memory's value alone.
     changed = [not torch.equal(seen[t], seen[20 + t]) for t in range(20)]
     assert changed == [t > 9 for t in range(20)]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_all_layers_read_the_last_memories_first_in_first_out(make, tokens, share):
+    """What stands in the window of each token, layer by layer: projections of m_{t-window} .. m_{t-1}, oldest first."""
+    model, memories = make(position="none", layers=3, feedback_share_kv=share), []
+    model.mix.register_forward_hook(lambda module, args, out: memories.append(out))
+    read = {layer: [] for layer in range(3)}
+    for layer, block in enumerate(model.blocks):
+        block.attention.register_forward_pre_hook(lambda module, args, layer=layer: read[layer].append(args[2]))
+    model(tokens[:1])
+    for t in range(20):
+        window = memories[max(t - WINDOW, 0) : t]
+        for layer, block in enumerate(model.blocks):
+            source = read[layer][t]
+            assert source.key.shape[2] == len(window)
+            if not window:
+                continue
+            normed = model.memory_norm(torch.cat(window, dim=1))
+            for name in ("key", "value"):
+                held = getattr(source, name).transpose(1, 2).flatten(2)
+                torch.testing.assert_close(held, getattr(block.attention, name)(normed), **TOLERANCE)
+            assert (source is read[0][t]) == (share or layer == 0)
+
+
+def test_the_newest_memory_is_at_distance_1(make, tokens):
+    """A table that is -1000 along every query but at one distance: that memory takes all the weight."""
+    model = make(position="relative_key", layers=1, feedback_start="zeros")
+    seen, values = [], []
+    attention = model.blocks[0].attention
+    attention.query.register_forward_hook(lambda module, args, out: torch.ones_like(out))
+    attention.output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    attention.register_forward_pre_hook(lambda module, args: values.append(args[2].value))
+    for distance in (1, 3, WINDOW):
+        with torch.no_grad():
+            model.relative_key.table.fill_(-1000.0)
+            model.relative_key.table[WINDOW - distance] = 0.0
+        seen.clear(), values.clear()
+        model(tokens)
+        for mixed, value in zip(seen, values):
+            torch.testing.assert_close(mixed[:, 0], value[:, :, -distance].flatten(1), **TOLERANCE)
 
 
 def test_it_sees_farther_than_layers_times_window(make_model):
@@ -382,7 +438,7 @@ def test_a_state_carries_memory_between_training_steps_without_gradients(make, t
 @pytest.mark.parametrize("padded", [False, True])
 @every_case
 def test_a_stream_of_documents_equals_each_document_alone(make, tokens, case, padded):
-    """Documents that begin inside a call, at its first token, or go on over three calls; with padding on either side."""
+    """Documents that begin inside a call or at its first token, or go on over three; with padding on either side."""
     model = make(**case)
     segments = torch.tensor([[4] * 13 + [5] * 7, [0] * 7 + [2] * 10 + [1] * 3, [9] * 2 + [8] * 2 + [7] * 16])
     state, found = model.new_state(3), []
@@ -579,3 +635,11 @@ def test_refuses_calls_that_do_not_fit(make, tokens):
     model(tokens[:, :11], state=state)
     with pytest.raises(ValueError, match="6 after 11, but learned positions end"):
         model(tokens[:, :6], state=state)
+
+
+def test_relative_keys_start_apart():
+    """N(0, 1), as published: memories that begin alike at every distance are hard to tell apart."""
+    config = ModelConfig(architecture="feedback", position="relative_key", feedback_window=64)
+    tables = [FeedbackDecoder(config).relative_key.table for _ in range(2)]
+    assert torch.equal(*tables)
+    assert abs(float(tables[0].detach().std()) - 1.0) < 0.05

@@ -146,8 +146,10 @@ class FeedbackState:
             self.lengths, self.number = entered
         else:
             self.lengths = self.lengths + tokens
-        level = self._equal is not None and entered is None and isinstance(tokens, int)
-        self._equal = self._equal + tokens if level else None  # type: ignore[operator]
+        if self._equal is None or entered is not None or isinstance(tokens, Tensor):
+            self._equal = None
+        else:
+            self._equal += tokens
         self._projected = None if projected is None else (projected[0], tuple(projected[1]))
 
     def mark(self) -> tuple[Any, ...]:

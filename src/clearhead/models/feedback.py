@@ -291,7 +291,10 @@ class _Pass:
             if self.count_b is not None:
                 last_b1, some_b = (self.count_b - 1).clamp_min(0)[:, None], self.count_b > 0
                 length_b = self.positions.expand_as(segments_bt).gather(1, last_b1)[:, 0] + 1
-                entered = torch.where(some_b, length_b, self.state.lengths), torch.where(some_b, segments_bt[:, -1], self.state.number)
+                entered = (
+                    torch.where(some_b, length_b, self.state.lengths),
+                    torch.where(some_b, segments_bt[:, -1], self.state.number),
+                )
         self.state.advance(memory_bnw, t if self.count_b is None else self.count_b, projected, entered=entered)
 
     # ---- what it is made of ----
