@@ -9,6 +9,7 @@ import torch
 from decoder_cases import TOLERANCE, packed_documents_equal_separate_ones, padding_is_invisible
 from naive_feedback import naive_logits
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import clearhead
@@ -477,22 +478,45 @@ def test_a_state_goes_to_disk_and_back(make, tokens):
         model.new_state(2).load_state_dict(state.state_dict())
 
 
-def test_memory_stays_flat_over_5000_tokens(make_model):
-    model = make_model(**(BASE | {"layers": 1, "width": 8, "heads": 2, "feedback_window": 6})).float()
-    tokens = torch.randint(0, 31, (1, 5000), generator=torch.Generator().manual_seed(1))
-    sizes = set()
+class Operations(TorchDispatchMode):
+    """Counts the operations that reach the dispatcher, and the numbers in their results."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.numbers = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.calls += 1
+        self.numbers += out.numel() if isinstance(out, torch.Tensor) else 0
+        return out
+
+
+@pytest.mark.parametrize("start", ["nothing", "zeros"])
+def test_a_long_stream_neither_grows_nor_slows_down(make_model, start):
+    """2,000 tokens one by one: the same bytes held, and the same operations on the same sizes, at every token."""
+    model = make_model(**(BASE | {"layers": 1, "width": 8, "heads": 2, "feedback_window": 6, "feedback_start": start}))
+    model = model.float()
+    tokens = torch.randint(0, 31, (1, 2000), generator=torch.Generator().manual_seed(1))
+    sizes, work = set(), set()
     with torch.no_grad():
         state = model.new_state(1)
-        for part in tokens[:, :1500].split(1, dim=1):
-            logits = model(part, state=state)
+        for t, part in enumerate(tokens.split(1, dim=1)):
+            if t > 6 and t % 100 < 10:
+                with Operations() as seen:
+                    logits = model(part, state=state)
+                work.add((seen.calls, seen.numbers))
+            else:
+                logits = model(part, state=state)
             sizes.add(state.bytes)
-        for part in tokens[:, 1500:].split(250, dim=1):
-            logits = model(part, state=state)
-            sizes.add(state.bytes)
+        again = model.new_state(1)
+        for part in tokens.split(400, dim=1):
+            whole = model(part, state=again)
     # Six memories of 8 numbers and their keys and values, 4 bytes each; a length and a document's number of 8 bytes.
     assert sizes == {6 * 8 * 4 + 6 * 16 * 4 + 8 + 8}
-    assert state.lengths.tolist() == [5000]
-    assert logits.isfinite().all()
+    assert len(work) == 1
+    assert state.lengths.tolist() == [2000]
+    torch.testing.assert_close(logits[:, -1], whole[:, -1], rtol=1e-4, atol=1e-4)
 
 
 def test_generates_with_padded_prompts(make, tokens):
