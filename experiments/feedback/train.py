@@ -67,7 +67,7 @@ def run_one(setup: Setup, *, seed: int, steps: int, batch: int = 64, lr: float =
     began, cpu_began = time.perf_counter(), time.process_time()
     model = build_model(setup.config(), seed=seed + 1)
     with torch.no_grad():  # PyTorch's own start, for every model: with Xavier's, all learn later
-        model.embedding.weight.normal_(generator=torch.Generator().manual_seed(seed + 1))
+        model.get_parameter("embedding.weight").normal_(generator=torch.Generator().manual_seed(seed + 1))
     if isinstance(model, FeedbackDecoder) and setup.memory != "mix":
         model.mix.hold(0 if setup.memory == "embedding" else setup.layers)
     parameters = [p for p in model.parameters() if p.requires_grad]

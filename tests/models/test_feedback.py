@@ -407,7 +407,7 @@ def test_new_weights_make_new_keys_and_values(make, tokens):
         model(tokens[:, :8], state=state)
         memory = state.memory.clone()
         kept = model(tokens[:, 8:9], state=state)
-        state.rollback((memory, torch.full((3,), 8), state.number, 8, None))
+        state.rollback((memory, torch.full((3,), 8), state.number, 8, 8, None))
         mark = state.mark()
         torch.testing.assert_close(kept, model(tokens[:, 8:9], state=state), **TOLERANCE)
         state.rollback(mark)
@@ -462,6 +462,27 @@ def test_a_stream_of_documents_equals_each_document_alone(make, tokens, case, pa
             torch.testing.assert_close(found[row, inside], alone, rtol=1e-10, atol=1e-10)
     assert state.lengths.tolist() == [7, 3, 16]
     assert state.number.tolist() == [5, 1, 7]
+
+
+@every_case
+def test_rows_of_unequal_length_with_full_windows_need_no_mask(make, tokens, case):
+    """Every window is full, so all rows look alike; the same rows one by one say what must come out."""
+    model = make(**case)
+    segments = torch.tensor([[4] * 14, [0] * 6 + [2] * 8, [9] * 3 + [8] * 11])
+    with torch.no_grad():
+        state = model.new_state(3)
+        model(tokens[:, :14], segments=segments, state=state)
+        assert state.held is None  # unknown until the next call
+        looked = []
+        model.blocks[0].attention.register_forward_pre_hook(lambda module, args: looked.append(args[1].mask))
+        found = model(tokens[:, 14:], segments=segments[:, -1:].expand(-1, 6), state=state)
+    assert state.held == WINDOW
+    assert state.equal_length is None
+    assert len(looked) == 6
+    assert not any(mask.terms for mask in looked)
+    for row, first in enumerate((0, 6, 3)):
+        alone = model(tokens[row : row + 1, first:])[0, -6:]
+        torch.testing.assert_close(found[row], alone, rtol=1e-10, atol=1e-10)
 
 
 def test_a_state_goes_to_disk_and_back(make, tokens):
