@@ -47,7 +47,13 @@ class Setup:
 
     def config(self) -> ModelConfig:
         """The model. Both see `WINDOW` tokens besides the present one."""
-        shape = {"vocab_size": VOCABULARY, "context": TOKENS, "width": 48, "heads": 2, "layers": self.layers}
+        shape: dict[str, Any] = {
+            "vocab_size": VOCABULARY,
+            "context": TOKENS,
+            "width": 48,
+            "heads": 2,
+            "layers": self.layers,
+        }
         shape |= {"feed_forward": "relu", "init": "xavier", "tie_embeddings": False}
         if self.architecture == "decoder":
             return ModelConfig(attention=f"softmax+window:{WINDOW + 1}", position="rope", **shape)
@@ -60,6 +66,8 @@ def run_one(setup: Setup, *, seed: int, steps: int, batch: int = 64, lr: float =
     """Train with Adam and a cosine, then score fresh streams by steps since the last set."""
     began, cpu_began = time.perf_counter(), time.process_time()
     model = build_model(setup.config(), seed=seed + 1)
+    with torch.no_grad():  # PyTorch's own start, for every model: with Xavier's, all learn later
+        model.get_parameter("embedding.weight").normal_(generator=torch.Generator().manual_seed(seed + 1))
     if isinstance(model, FeedbackDecoder) and setup.memory != "mix":
         model.mix.hold(0 if setup.memory == "embedding" else setup.layers)
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -182,6 +182,22 @@ def test_budgets_give_each_arm_its_steps():
         costs.resolve(ComparePlan.build(arms=arms, budget="time"), {"base": 0.01})
 
 
+def test_a_feedback_model_may_be_an_arm_or_the_base():
+    """With matrices of its own in each layer it has the plain decoder's parameters, a mixture of 3 and a norm."""
+    own = "feedback: model.architecture=feedback model.feedback_share_kv=false"
+    carried = f"{own.replace('feedback:', 'carried:', 1)} model.feedback_carry=true"
+    plan = ComparePlan.build(preset="quick", arms=["plain:", own, carried], steps=10)
+    found = costs.resolve(plan)["arms"]
+    sizes = {name: arm["parameters"]["total"] for name, arm in found.items()}
+    assert sizes["feedback"] - sizes["plain"] == 3 + plan.base.model.width
+    assert sizes["carried"] == sizes["feedback"]
+    assert {arm["steps"] for arm in found.values()} == {10}
+    base = ComparePlan.build(
+        preset="quick", arms=["a:", "b: model.layers=1"], overrides=["model.architecture=feedback"]
+    )
+    assert base.arm("b").apply(base.base).model.architecture == "feedback"
+
+
 def test_a_run_has_its_own_seed_rate_and_steps():
     plan = ComparePlan.build(steps=100)
     made = costs.run_config(plan.base, steps=50, seed=7, rate=0.5)

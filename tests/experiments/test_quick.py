@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parents[2]
-WRITES = ["admin", "deep_thin", "deep_training", "long_memory", "rank_collapse", "trainability"]
+WRITES = ["admin", "deep_thin", "deep_training", "feedback", "long_memory", "rank_collapse", "trainability"]
 
 
 def run(name, *options):

@@ -9,6 +9,7 @@ import torch
 from decoder_cases import TOLERANCE, packed_documents_equal_separate_ones, padding_is_invisible
 from naive_feedback import naive_logits
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import clearhead
@@ -140,6 +141,21 @@ def test_a_carried_memory_is_normed_once(make, tokens):
         torch.testing.assert_close(logits, cases[0], rtol=1e-12, atol=1e-12)
 
 
+def test_norming_it_twice_would_show(make, tokens):
+    """Why the test above is one: twice the norm changes next to nothing with gains of 1, and much with trained ones."""
+    changes = []
+    for gain in (torch.ones(24), 1.0 + 0.5 * torch.sin(torch.arange(24.0))):
+        model = make(norm="layer")
+        with torch.no_grad():
+            model.memory_norm.weight.copy_(gain)
+            model.memory_norm.bias.zero_()
+            once = model(tokens)
+            model.memory_norm = torch.nn.Sequential(model.memory_norm, model.memory_norm)
+            changes.append(float((model(tokens) - once).abs().max()))
+    assert changes[0] < 1e-3
+    assert changes[1] > 100 * changes[0]
+
+
 # ---- the mixture ----
 
 
@@ -193,6 +209,47 @@ def test_memory_is_strictly_past(make, tokens):
     # With one memory in the window its weight is 1, so what attention mixes is that memory's value alone.
     changed = [not torch.equal(seen[t], seen[20 + t]) for t in range(20)]
     assert changed == [t > 9 for t in range(20)]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_all_layers_read_the_last_memories_first_in_first_out(make, tokens, share):
+    """What stands in the window of each token, layer by layer: projections of m_{t-window} .. m_{t-1}, oldest first."""
+    model, memories = make(position="none", layers=3, feedback_share_kv=share), []
+    model.mix.register_forward_hook(lambda module, args, out: memories.append(out))
+    read = {layer: [] for layer in range(3)}
+    for layer, block in enumerate(model.blocks):
+        block.attention.register_forward_pre_hook(lambda module, args, layer=layer: read[layer].append(args[2]))
+    model(tokens[:1])
+    for t in range(20):
+        window = memories[max(t - WINDOW, 0) : t]
+        for layer, block in enumerate(model.blocks):
+            source = read[layer][t]
+            assert source.key.shape[2] == len(window)
+            if not window:
+                continue
+            normed = model.memory_norm(torch.cat(window, dim=1))
+            for name in ("key", "value"):
+                held = getattr(source, name).transpose(1, 2).flatten(2)
+                torch.testing.assert_close(held, getattr(block.attention, name)(normed), **TOLERANCE)
+            assert (source is read[0][t]) == (share or layer == 0)
+
+
+def test_the_newest_memory_is_at_distance_1(make, tokens):
+    """A table that is -1000 along every query but at one distance: that memory takes all the weight."""
+    model = make(position="relative_key", layers=1, feedback_start="zeros")
+    seen, values = [], []
+    attention = model.blocks[0].attention
+    attention.query.register_forward_hook(lambda module, args, out: torch.ones_like(out))
+    attention.output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    attention.register_forward_pre_hook(lambda module, args: values.append(args[2].value))
+    for distance in (1, 3, WINDOW):
+        with torch.no_grad():
+            model.relative_key.table.fill_(-1000.0)
+            model.relative_key.table[WINDOW - distance] = 0.0
+        seen.clear(), values.clear()
+        model(tokens)
+        for mixed, value in zip(seen, values):
+            torch.testing.assert_close(mixed[:, 0], value[:, :, -distance].flatten(1), **TOLERANCE)
 
 
 def test_it_sees_farther_than_layers_times_window(make_model):
@@ -350,7 +407,7 @@ def test_new_weights_make_new_keys_and_values(make, tokens):
         model(tokens[:, :8], state=state)
         memory = state.memory.clone()
         kept = model(tokens[:, 8:9], state=state)
-        state.rollback((memory, torch.full((3,), 8), state.number, 8, None))
+        state.rollback((memory, torch.full((3,), 8), state.number, 8, 8, None))
         mark = state.mark()
         torch.testing.assert_close(kept, model(tokens[:, 8:9], state=state), **TOLERANCE)
         state.rollback(mark)
@@ -382,7 +439,7 @@ def test_a_state_carries_memory_between_training_steps_without_gradients(make, t
 @pytest.mark.parametrize("padded", [False, True])
 @every_case
 def test_a_stream_of_documents_equals_each_document_alone(make, tokens, case, padded):
-    """Documents that begin inside a call, at its first token, or go on over three calls; with padding on either side."""
+    """Documents that begin inside a call or at its first token, or go on over three; with padding on either side."""
     model = make(**case)
     segments = torch.tensor([[4] * 13 + [5] * 7, [0] * 7 + [2] * 10 + [1] * 3, [9] * 2 + [8] * 2 + [7] * 16])
     state, found = model.new_state(3), []
@@ -407,6 +464,27 @@ def test_a_stream_of_documents_equals_each_document_alone(make, tokens, case, pa
     assert state.number.tolist() == [5, 1, 7]
 
 
+@every_case
+def test_rows_of_unequal_length_with_full_windows_need_no_mask(make, tokens, case):
+    """Every window is full, so all rows look alike; the same rows one by one say what must come out."""
+    model = make(**case)
+    segments = torch.tensor([[4] * 14, [0] * 6 + [2] * 8, [9] * 3 + [8] * 11])
+    with torch.no_grad():
+        state = model.new_state(3)
+        model(tokens[:, :14], segments=segments, state=state)
+        assert state.held is None  # unknown until the next call
+        looked = []
+        model.blocks[0].attention.register_forward_pre_hook(lambda module, args: looked.append(args[1].mask))
+        found = model(tokens[:, 14:], segments=segments[:, -1:].expand(-1, 6), state=state)
+    assert state.held == WINDOW
+    assert state.equal_length is None
+    assert len(looked) == 6
+    assert not any(mask.terms for mask in looked)
+    for row, first in enumerate((0, 6, 3)):
+        alone = model(tokens[row : row + 1, first:])[0, -6:]
+        torch.testing.assert_close(found[row], alone, rtol=1e-10, atol=1e-10)
+
+
 def test_a_state_goes_to_disk_and_back(make, tokens):
     model, segments = make(), torch.tensor([[1] * 12, [1] * 5 + [2] * 7, [3] * 12])
     state, again = model.new_state(3), model.new_state(3)
@@ -421,22 +499,45 @@ def test_a_state_goes_to_disk_and_back(make, tokens):
         model.new_state(2).load_state_dict(state.state_dict())
 
 
-def test_memory_stays_flat_over_5000_tokens(make_model):
-    model = make_model(**(BASE | {"layers": 1, "width": 8, "heads": 2, "feedback_window": 6})).float()
-    tokens = torch.randint(0, 31, (1, 5000), generator=torch.Generator().manual_seed(1))
-    sizes = set()
+class Operations(TorchDispatchMode):
+    """Counts the operations that reach the dispatcher, and the numbers in their results."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.numbers = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.calls += 1
+        self.numbers += out.numel() if isinstance(out, torch.Tensor) else 0
+        return out
+
+
+@pytest.mark.parametrize("start", ["nothing", "zeros"])
+def test_a_long_stream_neither_grows_nor_slows_down(make_model, start):
+    """2,000 tokens one by one: the same bytes held, and the same operations on the same sizes, at every token."""
+    model = make_model(**(BASE | {"layers": 1, "width": 8, "heads": 2, "feedback_window": 6, "feedback_start": start}))
+    model = model.float()
+    tokens = torch.randint(0, 31, (1, 2000), generator=torch.Generator().manual_seed(1))
+    sizes, work = set(), set()
     with torch.no_grad():
         state = model.new_state(1)
-        for part in tokens[:, :1500].split(1, dim=1):
-            logits = model(part, state=state)
+        for t, part in enumerate(tokens.split(1, dim=1)):
+            if t > 6 and t % 100 < 10:
+                with Operations() as seen:
+                    logits = model(part, state=state)
+                work.add((seen.calls, seen.numbers))
+            else:
+                logits = model(part, state=state)
             sizes.add(state.bytes)
-        for part in tokens[:, 1500:].split(250, dim=1):
-            logits = model(part, state=state)
-            sizes.add(state.bytes)
+        again = model.new_state(1)
+        for part in tokens.split(400, dim=1):
+            whole = model(part, state=again)
     # Six memories of 8 numbers and their keys and values, 4 bytes each; a length and a document's number of 8 bytes.
     assert sizes == {6 * 8 * 4 + 6 * 16 * 4 + 8 + 8}
-    assert state.lengths.tolist() == [5000]
-    assert logits.isfinite().all()
+    assert len(work) == 1
+    assert state.lengths.tolist() == [2000]
+    torch.testing.assert_close(logits[:, -1], whole[:, -1], rtol=1e-4, atol=1e-4)
 
 
 def test_generates_with_padded_prompts(make, tokens):
@@ -579,3 +680,11 @@ def test_refuses_calls_that_do_not_fit(make, tokens):
     model(tokens[:, :11], state=state)
     with pytest.raises(ValueError, match="6 after 11, but learned positions end"):
         model(tokens[:, :6], state=state)
+
+
+def test_relative_keys_start_apart():
+    """N(0, 1), as published: memories that begin alike at every distance are hard to tell apart."""
+    config = ModelConfig(architecture="feedback", position="relative_key", feedback_window=64)
+    tables = [FeedbackDecoder(config).relative_key.table for _ in range(2)]
+    assert torch.equal(*tables)
+    assert abs(float(tables[0].detach().std()) - 1.0) < 0.05

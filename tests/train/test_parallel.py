@@ -77,11 +77,15 @@ def test_two_processes_resume(config, tmp_path, parallel):
             assert torch.equal(resumed[file][name], tensor), name
 
 
+XL = {"position": "xl", "memory": "lengths:40", "xl_width": 8}
+FEEDBACK = {"architecture": "feedback", "feedback_carry": True, "feedback_window": 12, "feedback_block": 16}
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_with_a_memory_equal_one(config, tmp_path, parallel):
+@pytest.mark.parametrize(("parallel", "memory"), [("ddp", XL), ("fsdp", XL), ("ddp", FEEDBACK)])
+def test_two_processes_with_a_memory_equal_one(config, tmp_path, parallel, memory):
     """Each has the memory of its own rows; the checkpoint has all of them, and they resume from it."""
-    model = STILL | {"position": "xl", "memory": "lengths:40", "xl_width": 8}
+    model = STILL | memory
     options = {"model": model, "optim": {"eps": 1e-3}, "grad_accum": 2, "batch_size": 8, "steps": 8}
     torchrun(tmp_path / "two", config(parallel=parallel, **options), "stop-at-6")
     assert store.checkpoints(tmp_path / "two")[0].name == "step-00000006"

@@ -101,7 +101,7 @@ def make_plan(anatomy: Anatomy, rules: Rules) -> list[Piece]:
             for role, matrix, (draw, rule) in entries:
                 pieces.append(Piece(name, role if fused else "", draw, rule, matrix if fused else None))
         elif name in claimed:
-            pieces.append(Piece(name, "", constant(claimed[name]), f"{type(modules[path]).__name__}'s own start"))
+            pieces.append(Piece(name, "", claimed[name], f"{type(modules[path]).__name__}'s own start"))
         elif id(parameter) in whole:
             pieces.append(Piece(name, "", *whole[id(parameter)]))
         else:
@@ -146,13 +146,13 @@ def same_part(one: Matrix, other: Matrix) -> bool:
     return (one.rows, one.interleaved, one.span) == (other.rows, other.interleaved, other.span)
 
 
-def _claimed(model: nn.Module) -> dict[str, float]:
+def _claimed(model: nn.Module) -> dict[str, Draw]:
     answer = {}
     for path, module in model.named_modules():
         start_values = getattr(module, "start_values", None)
         if start_values is not None:
             for name, value in start_values().items():
-                answer[f"{path}.{name}" if path else name] = value
+                answer[f"{path}.{name}" if path else name] = value if isinstance(value, Draw) else constant(value)
     return answer
 
 

@@ -119,8 +119,8 @@ SCHEMES: dict[str, Scheme] = {
 def start_plan(model: nn.Module, scheme: str, *, width: int, layers: int) -> dict[str, Draw]:
     """Name every parameter of `model` once with its draw.
 
-    A module may claim its own parameters by `start_values() -> {name: constant}`, and names the matrix that writes
-    into the residual stream by `branch_output`. Raises `UserError` for an unknown scheme and `ValueError` for a
+    A module may claim its own parameters by `start_values() -> {name: constant or Draw}`, and names the matrix that
+    writes into the residual stream by `branch_output`. Raises `UserError` for an unknown scheme and `ValueError` for a
     parameter that no rule covers.
     """
     if scheme not in SCHEMES:
@@ -133,7 +133,7 @@ def start_plan(model: nn.Module, scheme: str, *, width: int, layers: int) -> dic
         start_values = getattr(module, "start_values", None)
         if start_values is not None:
             for name, value in start_values().items():
-                claimed[_join(path, name)] = constant(value)
+                claimed[_join(path, name)] = value if isinstance(value, Draw) else constant(value)
         if hasattr(module, "branch_output"):
             writers.add(_join(path, module.branch_output))
 

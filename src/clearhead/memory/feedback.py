@@ -75,6 +75,7 @@ class FeedbackState:
         self.lengths = torch.zeros(memory_bnw.shape[0], dtype=torch.int64, device=memory_bnw.device)
         self.number = torch.full_like(self.lengths, NONE)  # NONE: the caller has not said
         self._equal: int | None = 0  # the common length, while there is one
+        self._least = 0  # no row is shorter, as far as is known on the host
         self._projected: tuple[Hashable, tuple[Tensor, ...]] | None = None
 
     @classmethod
@@ -97,6 +98,13 @@ class FeedbackState:
     def equal_length(self) -> int | None:
         """The common length of all rows, where it is known on the host; None = see `lengths`."""
         return self._equal
+
+    @property
+    def held(self) -> int | None:
+        """Memories that every row holds, where they are as many in all and that is known on the host."""
+        if self._equal is not None:
+            return min(self._equal, self.window)
+        return self.window if self._least >= self.window else None
 
     @property
     def bytes(self) -> int:
@@ -125,8 +133,7 @@ class FeedbackState:
             changed_b &= rows_b
         if bool(changed_b.any()):
             self.reset(changed_b)
-        shortest, longest = (int(n) for n in self.lengths.aminmax())
-        self._equal = shortest if shortest == longest else None
+        self._measure()
         self.number = number_b.clone() if rows_b is None else torch.where(rows_b, number_b, self.number)
 
     def advance(
@@ -146,17 +153,20 @@ class FeedbackState:
             self.lengths, self.number = entered
         else:
             self.lengths = self.lengths + tokens
-        level = self._equal is not None and entered is None and isinstance(tokens, int)
-        self._equal = self._equal + tokens if level else None  # type: ignore[operator]
+        if entered is not None or isinstance(tokens, Tensor):
+            self._equal, self._least = None, 0
+        else:
+            self._least += tokens
+            self._equal = None if self._equal is None else self._equal + tokens
         self._projected = None if projected is None else (projected[0], tuple(projected[1]))
 
     def mark(self) -> tuple[Any, ...]:
         """What `rollback` needs to forget later tokens."""
-        return self.memory, self.lengths, self.number, self._equal, self._projected
+        return self.memory, self.lengths, self.number, self._equal, self._least, self._projected
 
     def rollback(self, mark: tuple[Any, ...]) -> None:
         """Go back to a mark. (A length to crop to would not do: memories that left the window are gone.)"""
-        self.memory, self.lengths, self.number, self._equal, self._projected = mark
+        self.memory, self.lengths, self.number, self._equal, self._least, self._projected = mark
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row index[i] was (beam search); rows may be repeated or left out."""
@@ -168,7 +178,7 @@ class FeedbackState:
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Empty the given rows (a boolean [b], or indices), or all: the next token begins a document."""
-        self._projected = None
+        self._projected, self._least = None, 0
         if rows is None:
             self.memory, self.lengths, self._equal = torch.zeros_like(self.memory), torch.zeros_like(self.lengths), 0
             self.number = torch.full_like(self.number, NONE)
@@ -191,5 +201,10 @@ class FeedbackState:
                 f"{tuple(held['memory'].shape)}"
             )
         self.memory, self.lengths, self.number = held["memory"], held["lengths"], held["number"]
+        self._projected = None
+        self._measure()
+
+    def _measure(self) -> None:
+        """Read the lengths on the host."""
         shortest, longest = (int(n) for n in self.lengths.aminmax())
-        self._equal, self._projected = (shortest if shortest == longest else None), None
+        self._equal, self._least = (shortest if shortest == longest else None), shortest

@@ -29,7 +29,14 @@ def check(config: ModelConfig) -> None:
     for name, choices in CHOICES.items():
         if getattr(config, name) not in choices:
             raise unknown(name, str(getattr(config, name)), choices)
-    for name in ("tie_embeddings", "qk_norm", "embedding_norm", "share_embeddings", "feedback_share_kv", "feedback_carry"):
+    for name in (
+        "tie_embeddings",
+        "qk_norm",
+        "embedding_norm",
+        "share_embeddings",
+        "feedback_share_kv",
+        "feedback_carry",
+    ):
         derived = name == "embedding_norm" and config.embedding_norm is None
         if not derived and not isinstance(getattr(config, name), bool):
             raise UserError(f"{name}: expected true or false, got {getattr(config, name)!r}")

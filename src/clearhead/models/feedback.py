@@ -205,7 +205,7 @@ class _Pass:
     """One forward pass, token by token.
 
     `memory` and `fresh` are the memories since the last border: those carried over it, and those made after it. While
-    all rows are as long and hold one document, the pass reads only slots that hold something; otherwise (and with
+    all rows hold as many of one document, the pass reads only slots that hold something; otherwise (and with
     zeros to attend to) it reads `window` slots, and says by row where they begin.
     """
 
@@ -233,7 +233,7 @@ class _Pass:
         self.spans = not torch.is_grad_enabled()  # no gradient to stop: a border changes nothing
 
         alone = all(rows is None for rows in begins)
-        level = count_b is None and alone and (state is None or state.equal_length is not None)
+        level = count_b is None and alone and (state is None or state.held is not None)
         self.ragged = not level and not self.zeros
         weight = model.embedding.weight
         held = self.window if self.ragged or self.zeros else 0
@@ -241,8 +241,8 @@ class _Pass:
             self.memory = weight.new_zeros(batch, held, config.width)
         else:
             if not held:
-                assert state.equal_length is not None
-                held = min(state.equal_length, self.window)
+                assert state.held is not None
+                held = state.held
             self.memory = state.memory[:, self.window - held :]
         self.fresh: list[Tensor] = []
         self.border = 0  # column of the last border
@@ -291,7 +291,10 @@ class _Pass:
             if self.count_b is not None:
                 last_b1, some_b = (self.count_b - 1).clamp_min(0)[:, None], self.count_b > 0
                 length_b = self.positions.expand_as(segments_bt).gather(1, last_b1)[:, 0] + 1
-                entered = torch.where(some_b, length_b, self.state.lengths), torch.where(some_b, segments_bt[:, -1], self.state.number)
+                entered = (
+                    torch.where(some_b, length_b, self.state.lengths),
+                    torch.where(some_b, segments_bt[:, -1], self.state.number),
+                )
         self.state.advance(memory_bnw, t if self.count_b is None else self.count_b, projected, entered=entered)
 
     # ---- what it is made of ----

@@ -27,7 +27,8 @@ class StreamLM(CausalLM):
 
     def __init__(self, config: RunConfig, data: TextData) -> None:
         super().__init__(config, data)
-        self.memories: list[SegmentMemory | FeedbackState] = []  # of each micro-batch; made at the first step, on its device
+        # Of each micro-batch; made at the first step, on its device.
+        self.memories: list[SegmentMemory | FeedbackState] = []
 
     @classmethod
     def prepare(cls, config: RunConfig, progress: Progress | None) -> StreamLM:
