@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Setting:
     test_tokens: int = 20_000
     most_pairs: int = 2048
     init: str = "standard"
-    corpus: Corpus = Corpus()
+    corpus: Corpus = field(default_factory=Corpus)
 
 
 SETTINGS = {
