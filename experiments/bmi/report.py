@@ -164,9 +164,9 @@ def _arm_table(rows: Sequence[Run]) -> list[str]:
         own = "-" if row["own_accuracy"] is None else _share(row["own_accuracy"])
         effective = "-" if row["effective_pairs"] is None else "{:.1f}, {:.1f}".format(*row["effective_pairs"])
         table.append(
-            f"| {row['corpus']} | {row['arm']} | {row['seeds']} | {row['steps']} | {row['tokens']:,} | {row['tokens_on_top']:,} "
-            f"| {row['cpu_seconds']:.0f} | {_number(row['first'])} | {_number(row['bits'])} | {own} "
-            f"| {_share(row['accuracy'])} | {_number(row['nwj'], 2)} | {_number(row['info_nce'], 2)} "
+            f"| {row['corpus']} | {row['arm']} | {row['seeds']} | {row['steps']} | {row['tokens']:,} "
+            f"| {row['tokens_on_top']:,} | {row['cpu_seconds']:.0f} | {_number(row['first'])} | {_number(row['bits'])} "
+            f"| {own} | {_share(row['accuracy'])} | {_number(row['nwj'], 2)} | {_number(row['info_nce'], 2)} "
             f"| {_number(row['mean_score'], 2)} | {effective} |"
         )
     return table
