@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
-
 from experiments.bmi import report, runs
 from experiments.bmi.topics import Corpus, best_nats, information, symbol_law, write_corpus
 
@@ -24,7 +24,7 @@ def likeness(path, corpus):
     cut = [[t[i : i + corpus.length] for i in range(0, len(t), corpus.length)] for t in texts(path)]
     shared = lambda a, b: sum((Counter(a) & Counter(b)).values()) / corpus.length
     own = np.mean([shared(d[0], d[1]) for d in cut])
-    apart = np.mean([shared(a[0], b[1]) for a, b in zip(cut, cut[1:])])
+    apart = np.mean([shared(a[0], b[1]) for a, b in pairwise(cut)])
     return own - apart
 
 
