@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,10 @@ class Setting:
     first_tokens: int = 4
     test_tokens: int = 20_000
     most_pairs: int = 2048
+    fresh_steps: int = 600
+    """Of the fresh critic."""
     init: str = "standard"
-    corpus: Corpus = Corpus()
+    corpus: Corpus = field(default_factory=Corpus)
 
 
 SETTINGS = {
@@ -84,7 +86,7 @@ SETTINGS = {
 }  # fmt: skip
 """The last one is the comparison's quick preset (`clearhead compare --preset quick`) for the language model."""
 SMALL_CORPUS = Corpus(documents=120)
-QUICK = Setting("topics", steps=12, segment=12, test_tokens=500, corpus=SMALL_CORPUS)
+QUICK = Setting("topics", steps=12, segment=12, test_tokens=500, fresh_steps=20, corpus=SMALL_CORPUS)
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ def measure(model: torch.nn.Module, data: TextData, setting: Setting) -> dict[st
     layers = tuple(range(1, setting.layers + 1))
     segments = cut_split(data, "test", f"chunk:{setting.segment}", data.tokenizer)
     pairs = freeze(model, segments, layers=layers, most=setting.most_pairs)
-    found = estimate_information(pairs, choices=16, hidden=32)
+    found = estimate_information(pairs, choices=16, hidden=32, steps=setting.fresh_steps)
     return {"information": found.to_dict(), "first_nats": first_nats(model, segments, setting)}
 
 

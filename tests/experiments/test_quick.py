@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parents[2]
-WRITES = ["admin", "deep_thin", "deep_training", "feedback", "long_memory", "rank_collapse", "trainability"]
+WRITES = [
+    "admin",
+    "bmi",
+    "deep_thin",
+    "deep_training",
+    "feedback",
+    "long_memory",
+    "rank_collapse",
+    "trainability",
+]
 
 
 def run(name, *options):

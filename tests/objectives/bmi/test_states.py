@@ -95,7 +95,7 @@ def test_layers_are_named(text, chosen):
 
 @pytest.mark.parametrize("text", ["last:4", "0", "4", "first", "last:0", "1,x", ""])
 def test_layers_that_are_not_there_are_refused(text):
-    with pytest.raises(UserError, match="objective.pooled"):
+    with pytest.raises(UserError, match=r"objective\.pooled"):
         pooled_layers(text, 3)
 
 

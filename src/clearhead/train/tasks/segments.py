@@ -19,6 +19,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from clearhead.data.split import SPLITS
 from clearhead.data.text import TextData
 from clearhead.errors import UserError
 from clearhead.objectives.bmi.cost import ExtraCost, extra_cost
@@ -166,19 +167,17 @@ class WithSegments:
             raise UserError(f"objective: {config.task} reads pairs, which have no next segment; it takes plain alone")
         self.task, self.config, self.data = task, config, task.data
         self.companion = SegmentCompanion(config)
-        self._segments: dict[str, Segments] = {}
-
-    def segments(self, split: str) -> Segments:
-        """The segments of a split, cut at its first use."""
-        if split not in self._segments:
-            self._segments[split] = cut_split(self.data, split, self.config.objective.segments, self.data.tokenizer)
-        return self._segments[split]
+        cut = config.objective.segments
+        # All splits at once: one that cannot be cut should end the run before it begins.
+        self.segments: dict[str, Segments] = {
+            split: cut_split(task.data, split, cut, task.data.tokenizer) for split in SPLITS
+        }
 
     def read(self, step: int, world: World) -> tuple[Sequence[Batch], int]:
         """See `Task.read`."""
         batches, valid_tokens = self.task.read(step, world)
         objective = self.config.objective
-        pairs = self.segments("train").draw(
+        pairs = self.segments["train"].draw(
             objective.pairs, lookahead=objective.lookahead, seed=self.config.train.seed, step=step
         )
         return [*batches, SegmentBatch(self.companion, pairs, valid_tokens)], valid_tokens
@@ -199,7 +198,7 @@ class WithSegments:
             model, split, max_tokens, batch_size=batch_size, world=world, should_stop=should_stop, last=last
         )
         loss, accuracy, pairs = score_next_segment(
-            model, self.companion.module, self.segments(split), layers=self.companion.layers
+            model, self.companion.module, self.segments[split], layers=self.companion.layers
         )
         return SegmentScore(own, loss, accuracy, pairs)
 
