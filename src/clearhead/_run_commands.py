@@ -47,8 +47,10 @@ def evaluate(asked: Evaluate) -> None:
 def generate(asked: Generate) -> None:
     """Continue a text, fill in what is hidden in it, or translate it; print that."""
     config, tokenizer, model = open_run(asked.run, asked.device)
+    if config.data.synthetic is not None:
+        raise UserError("this run answers questions of a generated task and writes nothing; see: clearhead evaluate")
     try:
-        prompt = tokenizer.encode(asked.prompt)
+        prompt = tokenizer.encode(asked.prompt.replace(MASK, "") if config.task == "masked_lm" else asked.prompt)
     except UnicodeEncodeError as error:
         raise UserError("--prompt holds bytes that are not text in this terminal's encoding") from error
     with as_user_error():

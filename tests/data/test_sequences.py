@@ -118,3 +118,24 @@ def test_shared_words_are_those_that_python_finds(held_out, training, word):
     same, both = set(words(training)), set(words(training)) | set(words(other))
     expected = tuple(sum(w in known for w in asked) / len(asked) for known in (same, both))
     assert shared_share(held_out.encode(), training.encode(), word) == pytest.approx(expected)
+
+
+def test_a_genome_is_trained_on_both_ways_and_filled_in(data_folder, tmp_path, capsys):
+    import random
+
+    from clearhead import cli
+
+    genome = "".join(random.Random(0).choices("ACGT", k=20_000))
+    install(data_folder, "ecoli", f">gi|1| E. coli\n{genome}\n".encode())
+    quick = ["--model", "tiny", "--model.width", "16", "--model.layers", "1", "--steps", "2", "--context", "32"]
+    quick += ["--data", "ecoli", "--train.test-tokens", "300", "--train.eval-tokens", "300", "--train.threads", "1"]
+    causal, masked = str(tmp_path / "causal"), str(tmp_path / "masked")
+    assert cli.main(["train", "--out", causal, *quick, "--data.tokenizer", "dna3"]) == 0
+    assert cli.main(["train", "--out", masked, *quick, "--data.tokenizer", "dna", "--task", "masked_lm"]) == 0
+    for run in (causal, masked):
+        assert cli.main(["evaluate", run, "--tokens", "200", "--context", "64"]) == 0
+    capsys.readouterr()
+    assert cli.main(["generate", masked, "--prompt", "ACGT[MASK]CC"]) == 0
+    filled = capsys.readouterr().out.strip()
+    assert filled[:4] + filled[5:] == "ACGTCC"
+    assert filled[4] in "ACGTN"

@@ -267,3 +267,12 @@ def test_what_cannot_be_scored_is_refused(runs, capsys, monkeypatch, run, argume
 def test_data_list_names_the_tasks(capsys):
     assert cli.main(["data", "list"]) == 0
     assert "synthetic:two-step,sequences=256" in capsys.readouterr().out
+
+
+def test_the_rest_of_the_commands(runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.chdir(runs)
+    assert cli.main(["generate", "needle", "--prompt", "k1 v1"]) == 2
+    assert "answers questions of a generated task and writes nothing" in capsys.readouterr().err
+    assert cli.main(["inspect", "--model", "needle", "--json"]) == 0
+    assert "tokens of synthetic:needle" in capsys.readouterr().out
