@@ -114,9 +114,7 @@ def test_every_field_of_the_configuration_is_an_option(capsys):
     run("train", "--help")
     text = capsys.readouterr().out
     for section in dataclasses.fields(RunConfig):
-        kind = {"model": "ModelConfig", "data": "DataConfig", "optim": "OptimConfig", "train": "TrainConfig"}[
-            section.name
-        ]
+        kind = f"{section.name.capitalize()}Config"
         value = getattr(RunConfig.from_dict({"train": {"steps": 100}}), section.name)
         for entry in dataclasses.fields(value):
             shown = f"--{section.name}.{entry.name.replace('_', '-')}" in text

@@ -23,7 +23,7 @@ from experiments.feedback.train import Setup, run_one
 from experiments.running import put_results, read_runs, run_missing
 
 HERE = Path(__file__).parent
-STEPS, SEEDS = 1000, 3
+STEPS, SEEDS = 500, 3
 JUDGED = "16-31"
 """The band that decides: twice the window and more."""
 SETUPS = (

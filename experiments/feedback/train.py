@@ -1,7 +1,7 @@
 """One short run on state tracking: blocks of 32 tokens, the memory carried from block to block.
 
-The plain decoder is trained on the same blocks, each read together with the tokens before it, so that both models have
-the same past to look at.
+The plain decoder is trained on the same blocks, each read together with the tokens before it that it can see through
+all its layers, so that both models have the same past to look at.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ class Setup:
         how = {"mix": "", "embedding": ", memory = embedding", "last": ", memory = last layer"}[self.memory]
         return f"feedback, {self.layers} layers{how}"
 
+    @property
+    def reach(self) -> int:
+        """Tokens before a token that its output can hang on in a plain decoder: the window, once a layer."""
+        return self.layers * WINDOW
+
     def config(self) -> ModelConfig:
         """The model. Both see `WINDOW` tokens besides the present one."""
         shape = {"vocab_size": VOCABULARY, "context": TOKENS, "width": 48, "heads": 2, "layers": self.layers}
@@ -53,7 +58,7 @@ class Setup:
 
 def run_one(setup: Setup, *, seed: int, steps: int, batch: int = 64, lr: float = 2e-3) -> dict[str, Any]:
     """Train with Adam and a cosine, then score fresh streams by steps since the last set."""
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     model = build_model(setup.config(), seed=seed + 1)
     if isinstance(model, FeedbackDecoder) and setup.memory != "mix":
         model.mix.hold(0 if setup.memory == "embedding" else setup.layers)
@@ -67,7 +72,7 @@ def run_one(setup: Setup, *, seed: int, steps: int, batch: int = 64, lr: float =
         if at == TOKENS:
             streams, at = draw(batch, TOKENS, generator), 0
             state = model.new_state(batch) if isinstance(model, FeedbackDecoder) else None
-        first = 0 if state is None else at
+        first = max(at - setup.reach, 0) if state is None else at
         logits_btV = model(streams.tokens[:, first : at + BLOCK], state=state)[:, -BLOCK:, :STATES]
         targets_bt = streams.values[:, at : at + BLOCK].masked_fill(streams.since[:, at : at + BLOCK] < 0, -100)
         loss = F.cross_entropy(logits_btV.flatten(0, 1), targets_bt.flatten(), ignore_index=-100)
@@ -91,4 +96,5 @@ def run_one(setup: Setup, *, seed: int, steps: int, batch: int = 64, lr: float =
         "parameters": model.count_parameters()["total"],
         "shares": shares,
         "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu_began,
     }

@@ -21,6 +21,7 @@ ELSEWHERE: dict[str, set[str]] = {
     "ModelConfig": {"vocab_size", "context"},
     "DataConfig": {"source", "context"},
     "OptimConfig": set(),
+    "ObjectiveConfig": set(),
     "TrainConfig": {"steps", "tokens"},
 }
 """The configs that become sections of options, and which of their fields `train` sets by options of its own."""

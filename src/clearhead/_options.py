@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from clearhead.data.config import DataConfig
 from clearhead.models.config import ModelConfig
+from clearhead.objectives.config import ObjectiveConfig
 from clearhead.train.config import OptimConfig, TrainConfig
 
 DEFAULT_STEPS = 1000
@@ -85,6 +86,9 @@ class Train:
     task: Literal["causal_lm", "masked_lm", "translation"] = "causal_lm"
     """causal_lm: a decoder predicts the next token | masked_lm: an encoder fills in hidden tokens | translation: an
     encoder-decoder translates sentence pairs."""
+    recipe: Annotated[str, arg(name="objective", help_behavior_hint="(default: plain)")] = "plain"
+    """The named objective that --objective.* begin from: plain (the task's own) | bmi (next-segment prediction beside
+    it) | bmi-full (and the weighted likelihood of later segments, from the run --objective.start)."""
     source: Annotated[
         str | None,
         arg(name="data", metavar="STR", help_behavior_hint="(default: shakespeare; of a translation verses-en-de)"),
@@ -106,6 +110,7 @@ class Train:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     EXAMPLES = """
@@ -115,6 +120,8 @@ class Train:
     clearhead train --out runs/en-de --task translation --model tiny --context 96 --steps 3000
     clearhead train --out runs/mine --task translation --data pairs.tsv --data.tokenizer bytes --train.beams 4
     clearhead train --out runs/memory --memory last:1,long=512,short=64 --segment 128
+    clearhead train --out runs/bmi --objective bmi --objective.segments sentence:64
+    clearhead train --out runs/full --objective bmi-full --objective.start runs/bmi --objective.segments sentence:64
     clearhead train --out runs/bpe --data.tokenizer bpe --data.vocab-size 4096 --context 512
     torchrun --nproc-per-node 2 -m clearhead.cli train --out runs/two --train.parallel ddp
     """
@@ -145,6 +152,9 @@ class Evaluate:
     """Score about so many tokens, spread evenly over the documents."""
     beams: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the run's)")] = None
     """translation only: width of the search; 1 = greedy."""
+    segments: Annotated[str | None, arg(metavar="CUT", help_behavior_hint="(default: the run's objective)")] = None
+    """Not for a translation. Also estimate what neighbouring segments tell about each other by the model's states, cut
+    as chunk:N or sentence:N; and how well the run's own critic tells neighbours, if it has one."""
     device: str = "auto"
     """auto (a GPU when there is one) | cpu | cuda | mps."""
     json: bool = False
@@ -156,6 +166,7 @@ class Evaluate:
     clearhead evaluate runs/first --data moby.txt --split all
     clearhead evaluate runs/memory --memory full:2048
     clearhead evaluate runs/en-de --beams 4
+    clearhead evaluate runs/first --segments sentence:64
     """
 
 
@@ -269,9 +280,18 @@ class Explain:
     """Type of the tensors."""
     device: str = "cpu"
     """cpu, cuda or mps."""
+    memory: Annotated[str | None, arg(metavar="LAYOUT", help_behavior_hint="(default: none)")] = None
+    """Tell what a decoder's memory, such as last:1,long=512,short=64, holds in each layer, and which backend reads it."""
+    layers: int = 6
+    """With --memory: layers of the decoder. Its width is heads times head size."""
+    segment: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the length)")] = None
+    """With --memory: tokens read at a time."""
+    position: str = "xl"
+    """With --memory: how positions are told: xl, rope, alibi, t5 or none."""
 
     EXAMPLES = """
     clearhead explain softmax
+    clearhead explain softmax --memory last:1,long=512,short=64 --layers 6 --segment 128
     clearhead explain laser+window:256 --length 4096 --padding
     clearhead explain self_adjust --heads 8 --kv-heads 2 --dtype bfloat16
     """

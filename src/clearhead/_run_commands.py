@@ -37,11 +37,15 @@ def evaluate(asked: Evaluate) -> None:
     with as_user_error():
         score = _score_answers if generated else by_task[config.task]
         result, show = score(asked, config, data, tokenizer, model)
+        segments = _score_segments(asked, config, data, tokenizer, model)
     if asked.json:
         about = {"run": str(asked.run), "task": config.task, "data": source}
-        print(json.dumps(about | result.to_dict(), indent=1, ensure_ascii=False))
+        beside = {} if segments is None else {"segments": segments.to_dict()}
+        print(json.dumps(about | result.to_dict() | beside, indent=1, ensure_ascii=False))
     else:
         show(result, source)
+        if segments is not None:
+            _print_segments(segments)
 
 
 def generate(asked: Generate) -> None:
@@ -117,8 +121,8 @@ def _score_text(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, m
 
     _refuse(asked, config, "beams")
     documents = documents_for(tokenizer, data, asked.split, progress=_say)
-    layout = config.model.memory if asked.memory is None else asked.memory
-    if layout:
+    layout = (config.model.memory if asked.memory is None else asked.memory) or None
+    if layout or config.model.feedback_carry:
         if asked.stride is not None:
             raise UserError("--stride means nothing with a memory: segments follow each other; leave it out")
         result = evaluate_stream(
@@ -154,7 +158,7 @@ def _score_pairs(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, 
     from clearhead.data.pairs import pairs_for
     from clearhead.train.score_pairs import score_pairs
 
-    _refuse(asked, config, "context", "stride", "memory")
+    _refuse(asked, config, "context", "stride", "memory", "segments")
     if asked.split == "all":
         raise UserError("--split all: pairs are scored by split; give train, val or test")
     result = score_pairs(
@@ -172,7 +176,7 @@ def _score_answers(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any
     from clearhead.data.synthetic.source import SyntheticData
     from clearhead.train.score_answers import score_answers
 
-    _refuse(asked, config, "beams", "stride")
+    _refuse(asked, config, "beams", "stride", "memory", "segments")
     if asked.split == "all":
         raise UserError("--split all: a generated task has no end; give train, val or test")
     drawn = SyntheticData(data)
@@ -197,6 +201,41 @@ def _score_answers(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any
         max_tokens=asked.tokens,
     )
     return result, _print_answers
+
+
+def _score_segments(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, model: Any) -> Any | None:
+    objective = config.objective
+    if asked.segments is None and not objective.reads_segments:
+        return None
+    from clearhead.data.retokenize import documents_for
+    from clearhead.objectives.config import pooled_layers
+    from clearhead.train.score_segments import score_segments
+    from clearhead.train.tasks.segments import stored_critic
+
+    return score_segments(
+        model,
+        documents_for(tokenizer, data, asked.split, progress=_say),
+        asked.split,
+        tokenizer=tokenizer,
+        segments=objective.segments if asked.segments is None else asked.segments,
+        pooled=objective.pooled,
+        layers=pooled_layers(objective.pooled, config.model.layers),
+        critic=stored_critic(config, asked.run, next(model.parameters()).device),
+    )
+
+
+def _print_segments(result: Any) -> None:
+    found = result.information
+    print(f"\nneighbouring segments ({result.segments}; states of layers: {result.pooled})")
+    if result.nsp_accuracy is not None:
+        print(f"  the run's own critic tells {result.nsp_accuracy:.1%} of the pairs right, {result.nsp:.4f} nats")
+    print(
+        f"  a fresh critic, from {found.learned_from:,} pairs, scored on {found.pairs:,} others (split by "
+        f"{found.split_by}): {found.accuracy:.1%} right\n"
+        f"  information in nats: E[T] {found.mean_score:.3f} (no bound), NWJ {found.nwj:.3f} and InfoNCE "
+        f"{found.info_nce:.3f} of {found.choices} choices (lower bounds in expectation), Donsker-Varadhan "
+        f"{found.donsker_varadhan:.3f} (lies high on a sample)"
+    )
 
 
 def _print_text(result: Any, source: str) -> None:

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from clearhead._arguments import given, merge, parse
@@ -168,6 +169,7 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
     from clearhead._inspect_command import read_model_config
     from clearhead._options import DEFAULT_STEPS, TRANSLATION_DATA, TRANSLATION_TRAIN, Train
     from clearhead.models.config import PRESETS
+    from clearhead.objectives.config import RECIPES, ObjectiveConfig
     from clearhead.train.config import TASKS, RunConfig, TrainConfig, vocabulary_size
 
     size = given(arguments, "--model") or "small"
@@ -185,6 +187,9 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
         architecture = own if TASKS[own] == task else next(name for name, owned in TASKS.items() if owned == task)
     elif TASKS[architecture] != task:
         raise UserError(f"--task {task} does not train architecture={architecture}, which is for {TASKS[architecture]}")
+    recipe = given(arguments, "--objective") or "plain"
+    if recipe not in RECIPES:
+        raise unknown("objective", recipe, RECIPES)
     start = RunConfig(train=TrainConfig(steps=DEFAULT_STEPS))
     data_start, train_start = start.data, start.train
     if task == "translation":
@@ -197,6 +202,7 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
         ModelConfig=model_start,
         DataConfig=data_start,
         OptimConfig=start.optim,
+        ObjectiveConfig=SimpleNamespace(**(ObjectiveConfig().to_dict() | RECIPES[recipe])),  # not checked yet
         TrainConfig=train_start,
     )
     if asked.context is not None and asked.segment is not None:
@@ -213,6 +219,7 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
         model=asked.model.build(vocab_size=vocabulary, context=context, architecture=architecture, **memory),
         data=data,
         optim=asked.optim.build() if own_warmup else asked.optim.build(warmup_steps=0),
+        objective=asked.objective.build(),
         train=asked.train.build(steps=steps, tokens=asked.tokens),
     )
     if not own_warmup:  # the default, but never more than a tenth of a short run
@@ -288,48 +295,11 @@ def _data(arguments: list[str]) -> int:
 
 
 def _explain(arguments: list[str]) -> int:
+    from clearhead._explain_command import explain_command
     from clearhead._options import Explain
 
-    asked = parse(Explain, "explain", arguments)
-    from clearhead.attention.spec import AttentionSpec
-
-    spec = AttentionSpec.parse(asked.spec)  # before torch is loaded: a misspelt name is answered at once
-    import torch
-
-    from clearhead.attention.explain import explain
-    from clearhead.attention.mask import Mask
-    from clearhead.train.world import choose_device
-
-    device = choose_device(asked.device, 0)
-    heads = asked.heads, asked.heads if asked.kv_heads is None else asked.kv_heads
-    if min(asked.batch, *heads, asked.length, asked.head_dim) < 1:
-        raise UserError("explain: expected sizes of at least 1")
-    shapes = [(asked.batch, h, asked.length, asked.head_dim) for h in heads]
-    query, key = (torch.empty(shape, dtype=getattr(torch, asked.dtype), device=device) for shape in shapes)
-    mask = Mask.causal() if asked.causal else Mask()
-    if asked.padding:
-        lengths = torch.full((asked.batch,), asked.length, device=device)
-        lengths[0] = max(1, asked.length // 2)
-        mask = mask & Mask.key_lengths(lengths)
-    with as_user_error():
-        found = explain(spec, (query, key, key), mask=mask, dropout_p=asked.dropout)
-    words = [f"{asked.batch} x {asked.heads} heads x {asked.length} x {asked.head_dim}", asked.dtype, str(device)]
-    words += ["causal" if asked.causal else "bidirectional", *(["padded"] if asked.padding else [])]
-    _print_verdicts(found, ", ".join(words))
+    explain_command(parse(Explain, "explain", arguments))
     return 0
-
-
-def _print_verdicts(found: Any, circumstances: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{found.spec}: {circumstances}", title_justify="left")
-    for name in ("backend", "verdict", "reason"):
-        table.add_column(name)
-    styles = {"chosen": "green", "refused": "dim"}
-    for verdict in found.verdicts:
-        table.add_row(verdict.backend, verdict.verdict, verdict.reason, style=styles.get(verdict.verdict, ""))
-    Console().print(table)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

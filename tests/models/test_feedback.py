@@ -350,7 +350,7 @@ def test_new_weights_make_new_keys_and_values(make, tokens):
         model(tokens[:, :8], state=state)
         memory = state.memory.clone()
         kept = model(tokens[:, 8:9], state=state)
-        state.rollback((memory, torch.full((3,), 8), 8, None))
+        state.rollback((memory, torch.full((3,), 8), state.number, 8, None))
         mark = state.mark()
         torch.testing.assert_close(kept, model(tokens[:, 8:9], state=state), **TOLERANCE)
         state.rollback(mark)
@@ -379,6 +379,48 @@ def test_a_state_carries_memory_between_training_steps_without_gradients(make, t
         torch.testing.assert_close(gradient, whole[name], **TOLERANCE)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@every_case
+def test_a_stream_of_documents_equals_each_document_alone(make, tokens, case, padded):
+    """Documents that begin inside a call, at its first token, or go on over three calls; with padding on either side."""
+    model = make(**case)
+    segments = torch.tensor([[4] * 13 + [5] * 7, [0] * 7 + [2] * 10 + [1] * 3, [9] * 2 + [8] * 2 + [7] * 16])
+    state, found = model.new_state(3), []
+    for part, numbers in zip(tokens.split([7, 4, 9], dim=1), segments.split([7, 4, 9], dim=1), strict=True):
+        if padded:  # a row's own number of padding on the left, the rest on the right
+            width, left = part.shape[1] + 3, torch.tensor([0, 3, 2])
+            index = torch.arange(width) - left[:, None]
+            valid = (index >= 0) & (index < part.shape[1])
+            index = index.clamp(0, part.shape[1] - 1)
+            wide, named = part.gather(1, index), torch.where(valid, numbers.gather(1, index), 77)
+            logits = model(wide, segments=named, valid=valid, state=state)
+            found.append(logits[valid].view(3, part.shape[1], -1))
+        else:
+            found.append(model(part, segments=numbers, state=state))
+    found = torch.cat(found, dim=1)
+    for row in range(3):
+        for number in segments[row].unique():
+            inside = segments[row] == number
+            alone = model(tokens[row : row + 1, inside])[0]
+            torch.testing.assert_close(found[row, inside], alone, rtol=1e-10, atol=1e-10)
+    assert state.lengths.tolist() == [7, 3, 16]
+    assert state.number.tolist() == [5, 1, 7]
+
+
+def test_a_state_goes_to_disk_and_back(make, tokens):
+    model, segments = make(), torch.tensor([[1] * 12, [1] * 5 + [2] * 7, [3] * 12])
+    state, again = model.new_state(3), model.new_state(3)
+    model(tokens[:, :12], segments=segments, state=state)
+    again.load_state_dict({name: held.clone() for name, held in state.state_dict().items()})
+    following = torch.tensor([[1] * 8, [2] * 8, [4] * 8])
+    logits = [model(tokens[:, 12:], segments=following, state=one) for one in (state, again)]
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(state.memory, again.memory)
+    torch.testing.assert_close(logits[0][2], model(tokens[2:, 12:])[0], **TOLERANCE)
+    with pytest.raises(ValueError, match="what is to be loaded has"):
+        model.new_state(2).load_state_dict(state.state_dict())
+
+
 def test_memory_stays_flat_over_5000_tokens(make_model):
     model = make_model(**(BASE | {"layers": 1, "width": 8, "heads": 2, "feedback_window": 6})).float()
     tokens = torch.randint(0, 31, (1, 5000), generator=torch.Generator().manual_seed(1))
@@ -391,8 +433,8 @@ def test_memory_stays_flat_over_5000_tokens(make_model):
         for part in tokens[:, 1500:].split(250, dim=1):
             logits = model(part, state=state)
             sizes.add(state.bytes)
-    # Six memories of 8 numbers and their keys and values, 4 bytes each, and one length of 8 bytes.
-    assert sizes == {6 * 8 * 4 + 6 * 16 * 4 + 8}
+    # Six memories of 8 numbers and their keys and values, 4 bytes each; a length and a document's number of 8 bytes.
+    assert sizes == {6 * 8 * 4 + 6 * 16 * 4 + 8 + 8}
     assert state.lengths.tolist() == [5000]
     assert logits.isfinite().all()
 
@@ -505,6 +547,10 @@ REFUSED = [
     (lambda: ModelConfig(architecture="feedback", init="admin", norm_placement="post"), "init=admin: its constants"),
     (lambda: ModelConfig(architecture="feedback", feedback_window=0), "feedback_window: expected a whole number"),
     (lambda: ModelConfig(architecture="feedback", feedback_start="zero"), "did you mean 'zeros'"),
+    (lambda: ModelConfig(architecture="feedback", memory="full:8"), "set feedback_carry=true to keep it"),
+    (lambda: ModelConfig(architecture="feedback", feedback_carry=True, position="learned"), "a stream has no end"),
+    (lambda: ModelConfig(architecture="feedback", feedback_carry=1), "feedback_carry: expected true or false"),
+    (lambda: ModelConfig(feedback_carry=True), "a decoder reads a stream with memory=full:512"),
     (lambda: ModelConfig(position="relative_key"), "only architecture=feedback has a window"),
     (lambda: _run(parallel="fsdp"), "take ddp"),
     (lambda: _run(inspect_every=5), "runs its blocks once a token"),
@@ -527,8 +573,6 @@ def test_refuses_calls_that_do_not_fit(make, tokens):
         model(tokens)
     with pytest.raises(ValueError, match="capacity: 17"):
         model.new_state(1, 17)
-    with pytest.raises(ValueError, match="each document its own row"):
-        model(tokens[:, :3], segments=tokens[:, :3], state=model.new_state(3))
     with pytest.raises(ValueError, match="expected 3 rows of 5 memories of width 24"):
         model(tokens[:, :3], state=model.new_state(2))
     state = model.new_state(3)

@@ -81,6 +81,38 @@ class Blocks(Term):
             seen = seen | ((k_block == drawn) & (q_block >= 0))
         return seen
 
+    def runs(self, position: Tensor, low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What queries at [1|b, 1, n, 1] see, as disjoint runs of keys: ends that broadcast to [b, h, n].
+
+        low, high: the keys that are there at all, for a row that sees everything.
+        """
+        start, end = self._document(position)
+        x, size = self.layout, self.layout.block
+        begin, end = (start + x.tokens).squeeze(-1), end.squeeze(-1)
+        query = position.squeeze(-1) - begin
+        blocks = (end - begin + size - 1).div(size, rounding_mode="floor").clamp_min(1)
+        own = torch.minimum(query.div(size, rounding_mode="floor"), blocks - 1)
+        first, last = begin + x.first * size, begin + (blocks - x.last) * size
+        window = (begin + (own - x.side) * size, begin + (own + 1 + (0 if x.causal else x.side)) * size)
+        runs = [
+            (low, first),
+            (torch.maximum(window[0], first), torch.minimum(window[1], last)),
+            (torch.maximum(first, last), high),
+        ]
+        if x.random:
+            heads = torch.arange(self.heads.start, self.heads.stop, device=position.device)[:, None]
+            for drawn in drawn_blocks(x, heads, own.clamp_min(0), blocks):  # never in the window, never global
+                at = begin + drawn * size
+                runs.append((at, torch.where((drawn == NOTHING) | (own < 0), at, at + size)))
+        everything = torch.zeros_like(own, dtype=torch.bool)
+        if not x.causal:
+            everything = everything | (own < x.first) | (own >= blocks - x.last)
+        if x.tokens:
+            everything = everything | (query < 0)
+        whole, *rest = runs
+        cut = [(a, torch.where(everything, a, b)) for a, b in rest]
+        return [(whole[0], torch.where(everything, high, whole[1])), *cut]
+
     def narrow(self, batch: slice, heads: slice) -> Blocks:
         """See `Term.narrow`."""
         cut = [None if t is None else narrow_dim(t, 0, batch) for t in (self.start, self.end)]
@@ -123,6 +155,12 @@ class Blocks(Term):
         """Keys that a row between the global ones sees."""
         x = self.layout
         return x.block * (x.first + x.last + x.side + 1 + (0 if x.causal else x.side) + x.random) + x.tokens
+
+    def width_of(self, rows: int) -> int:
+        """Keys that so many neighbouring rows between the global ones see together, at most."""
+        x, own = self.layout, max(1, rows // self.layout.block)
+        window = own + x.side + (0 if x.causal else x.side)
+        return x.block * (x.first + x.last + window + own * x.random) + x.tokens
 
     def columns(self, first: int, last: int) -> tuple[Tensor, bool] | None:
         """(sorted columns that rows at positions first..last-1 may see, whether every row sees all of them).

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clearhead.attention.blocks import Blocks
+from clearhead.attention.count import count_runs
 from clearhead.attention.terms import TERMS, Band, Causal, Dense, KeyRange, Rows, Segments, Term, narrow_dim
 
 
@@ -144,11 +145,12 @@ class Mask:
         return False
 
     def visible_count(self, n: int, m: int, device: torch.device | str) -> Tensor:
-        """How many keys each query sees: [1|b, 1|h, n] int64, in blocks of rows (closed form for plain masks)."""
+        """How many keys each query sees: [1|b, 1|h, n] int64; linear in length but for dense masks and prefixes."""
         mask = self.resolve(n, m)
         device = torch.device(device)
-        if all(isinstance(t, Causal | Band | KeyRange) and not getattr(t, "prefix", 0) for t in mask.terms):
-            return mask._count_of_interval(n, m, device)
+        counted = count_runs(mask.terms, mask.resolved_offset(), n, m, device)
+        if counted is not None:
+            return counted
         keys = torch.arange(m, device=device)
         counts = []
         step = max(1, min(1024, (1 << 22) // max(m, 1)))
@@ -166,24 +168,6 @@ class Mask:
         """
         mask = self if self.find(Dense) else self.without(self.blocks)
         return mask.visible_count(n, m, device) > 0
-
-    def _count_of_interval(self, n: int, m: int, device: torch.device) -> Tensor:
-        rows = Rows(torch.arange(n, device=device), torch.arange(0, device=device), self.resolved_offset())
-        position = rows.positions().squeeze(-1)  # [1|b, 1, n]
-        low = torch.zeros_like(position)
-        high = torch.full_like(position, m)
-        for term in self.terms:
-            if isinstance(term, Causal):
-                high = torch.minimum(high, position + 1)
-            elif isinstance(term, Band):
-                low = torch.maximum(low, position - term.left)
-                high = torch.minimum(high, position + term.right + 1)
-            elif isinstance(term, KeyRange):
-                if term.start is not None:
-                    low = torch.maximum(low, term.start.view(-1, 1, 1))
-                if term.end is not None:
-                    high = torch.minimum(high, term.end.view(-1, 1, 1))
-        return (high - low).clamp_min(0)
 
     def unseen_keys(self, m: int, g: int, device: torch.device) -> Tensor | None:
         """Keys that no query can see (padding), as [1|b, 1|g, m, 1]; None when no term can tell.

@@ -17,6 +17,7 @@ from clearhead.attention.mask import Mask
 from clearhead.attention.precision import working_dtype
 from clearhead.attention.spec import Softmax
 from clearhead.attention.terms import Band, Causal, Rows, Term
+from clearhead.kernels.chunked import ROWS
 from clearhead.kernels.rule import Hidden, TileRule, tile_rule
 
 # A mask (or bias) larger than this is not written out for SDPA: the chunked kernel makes it tile by tile.
@@ -49,8 +50,8 @@ def refuse_sdpa(mask: Mask, bias: Bias | None, b: int, h: int, n: int, m: int) -
         return "a bias that needs a gradient sends PyTorch's fused CPU kernel to its slow path"
     if bias is None and mask_kind(mask, n, m) != "dense":
         return None
-    if mask.blocks is not None and 2 * mask.blocks.width < m:
-        return f"it would compute all {m} keys of a pattern that sees about {mask.blocks.width}"
+    if mask.blocks is not None and 2 * (together := mask.blocks.width_of(ROWS)) < m:
+        return f"it would compute all {m} keys of a pattern of which {ROWS} rows together see about {together}"
     if n * m > DENSE_MASK_LIMIT:
         return f"it would have to write out a {n} x {m} mask"
     widths = [t.left + t.right + 1 for t in mask.terms if isinstance(t, Band)]

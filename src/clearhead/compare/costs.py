@@ -12,6 +12,7 @@ from clearhead.compare.plan import ComparePlan
 from clearhead.errors import UserError
 from clearhead.models.make import ARCHITECTURES
 from clearhead.train.config import RunConfig
+from clearhead.train.tasks.segments import extra_cost_of
 
 
 def resolve(plan: ComparePlan, step_seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def resolve(plan: ComparePlan, step_seconds: Mapping[str, float] | None = None) 
             "flops_per_token": flops,
             "flops_ratio": flops / own["flops_per_token"],
             "tokens_per_step": config.tokens_per_step,
+            "extra_tokens_per_step": sizes[name]["extra_tokens_per_step"],
             "steps": steps,
             "tokens": steps * config.tokens_per_step,
             "flops": steps * config.tokens_per_step * flops,
@@ -61,9 +63,11 @@ def _size(name: str, config: RunConfig) -> dict[str, Any]:
         model: Any = ARCHITECTURES[config.model.architecture](config.model)
     except ValueError as error:
         raise UserError(f"arm {name!r} cannot be built: {error}") from error
+    extra = extra_cost_of(model, config)  # an objective beside the task's: what it reads counts, by token of the task
     return {
         "parameters": model.count_parameters(),
-        "flops_per_token": model.flops_per_token(config.data.context),
+        "flops_per_token": model.flops_per_token(config.data.context) + extra.flops / config.tokens_per_step,
+        "extra_tokens_per_step": extra.tokens,
     }
 
 

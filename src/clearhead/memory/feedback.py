@@ -7,11 +7,13 @@ Shapes: b batch, n memories, w width, g key/value heads, d head dim.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from clearhead.memory.transformer_xl import NONE
 
 
 class Window:
@@ -57,7 +59,8 @@ class Window:
 
 
 class FeedbackState:
-    """The last `window` memory vectors of each row, and how many tokens of its document the row has read.
+    """The last `window` memory vectors of each row, how many tokens of its document the row has read, and what the
+    caller calls that document.
 
     Vectors stand at the right end: slot -1 is the newest. Slots that hold nothing yet are zero. Keys and values are
     not part of the state, because weights may change between calls; while no gradients are taken, those of the last
@@ -70,6 +73,7 @@ class FeedbackState:
     def __init__(self, memory_bnw: Tensor) -> None:
         self.memory = memory_bnw
         self.lengths = torch.zeros(memory_bnw.shape[0], dtype=torch.int64, device=memory_bnw.device)
+        self.number = torch.full_like(self.lengths, NONE)  # NONE: the caller has not said
         self._equal: int | None = 0  # the common length, while there is one
         self._projected: tuple[Hashable, tuple[Tensor, ...]] | None = None
 
@@ -97,7 +101,7 @@ class FeedbackState:
     @property
     def bytes(self) -> int:
         """Size of all that is held, projections included."""
-        held = [self.memory, self.lengths, *(self._projected[1] if self._projected is not None else ())]
+        held = [self.memory, self.lengths, self.number, *(self._projected[1] if self._projected is not None else ())]
         return sum(t.untyped_storage().nbytes() for t in held)
 
     def projections(self, made_by: Hashable) -> tuple[Tensor, ...] | None:
@@ -110,29 +114,54 @@ class FeedbackState:
         """Let go of keys and values; the next call makes them anew."""
         self._projected = None
 
+    def enter(self, number_b: Tensor, rows_b: Tensor | None = None) -> None:
+        """Say what documents the next tokens belong to, [b] int: a row whose number has changed is emptied.
+
+        rows_b: bool, rows that do get a token; None = all. A row without a number so far goes on. Lengths are read on
+        the host, so that what is computed hangs on what is held and not on how it came to be.
+        """
+        changed_b = (self.number != NONE) & (self.number != number_b)
+        if rows_b is not None:
+            changed_b &= rows_b
+        if bool(changed_b.any()):
+            self.reset(changed_b)
+        shortest, longest = (int(n) for n in self.lengths.aminmax())
+        self._equal = shortest if shortest == longest else None
+        self.number = number_b.clone() if rows_b is None else torch.where(rows_b, number_b, self.number)
+
     def advance(
         self,
         memory_bnw: Tensor,
         tokens: int | Tensor,
         projected: tuple[Hashable, Sequence[Tensor]] | None = None,
+        *,
+        entered: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Take the memories after `tokens` more tokens (an int, or a number per row, [b])."""
+        """Take the memories after `tokens` more tokens (an int, or a number per row, [b]).
+
+        entered: where other documents may have begun among them, the rows' lengths and documents now, each [b].
+        """
         self.memory = memory_bnw.detach().to(self.memory.dtype)
-        self.lengths = self.lengths + tokens
-        self._equal = None if self._equal is None or isinstance(tokens, Tensor) else self._equal + tokens
+        if entered is not None:
+            self.lengths, self.number = entered
+        else:
+            self.lengths = self.lengths + tokens
+        level = self._equal is not None and entered is None and isinstance(tokens, int)
+        self._equal = self._equal + tokens if level else None  # type: ignore[operator]
         self._projected = None if projected is None else (projected[0], tuple(projected[1]))
 
     def mark(self) -> tuple[Any, ...]:
         """What `rollback` needs to forget later tokens."""
-        return self.memory, self.lengths, self._equal, self._projected
+        return self.memory, self.lengths, self.number, self._equal, self._projected
 
     def rollback(self, mark: tuple[Any, ...]) -> None:
         """Go back to a mark. (A length to crop to would not do: memories that left the window are gone.)"""
-        self.memory, self.lengths, self._equal, self._projected = mark
+        self.memory, self.lengths, self.number, self._equal, self._projected = mark
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row index[i] was (beam search); rows may be repeated or left out."""
-        self.memory, self.lengths = self.memory.index_select(0, index), self.lengths.index_select(0, index)
+        for name in ("memory", "lengths", "number"):
+            setattr(self, name, getattr(self, name).index_select(0, index))
         if self._projected is not None:
             made_by, kept = self._projected
             self._projected = made_by, tuple(t.index_select(0, index) for t in kept)
@@ -142,8 +171,25 @@ class FeedbackState:
         self._projected = None
         if rows is None:
             self.memory, self.lengths, self._equal = torch.zeros_like(self.memory), torch.zeros_like(self.lengths), 0
+            self.number = torch.full_like(self.number, NONE)
             return
         index = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         self.memory = self.memory.index_fill(0, index, 0.0)
         self.lengths = self.lengths.index_fill(0, index, 0)
+        self.number = self.number.index_fill(0, index, NONE)
         self._equal = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Memories, lengths and documents, as tensors that safetensors can write; keys and values are made anew."""
+        return {"memory": self.memory, "lengths": self.lengths, "number": self.number}
+
+    def load_state_dict(self, held: Mapping[str, Tensor]) -> None:
+        """Take what `state_dict` gave. Raises `ValueError` when it is of other sizes."""
+        if held["memory"].shape != self.memory.shape:
+            raise ValueError(
+                f"FeedbackState: has memories {tuple(self.memory.shape)}, what is to be loaded has "
+                f"{tuple(held['memory'].shape)}"
+            )
+        self.memory, self.lengths, self.number = held["memory"], held["lengths"], held["number"]
+        shortest, longest = (int(n) for n in self.lengths.aminmax())
+        self._equal, self._projected = (shortest if shortest == longest else None), None

@@ -72,6 +72,9 @@ class ModelConfig:
     feedback_start: str = "nothing"
     """feedback only: what the first token sees: nothing (the output of attention is 0) | zeros (a window of zero
     vectors that are attended to, as published)."""
+    feedback_carry: bool = False
+    """feedback only: in training every row of a batch reads on where it stopped and takes its memories along, and
+    documents are scored segment by segment; false = each window of `context` tokens begins with no memories."""
     segment_types: int = 0
     """encoder only: rows of a table that is added by segment (BERT has 2); 0 = no such table."""
     attention: str = "softmax"

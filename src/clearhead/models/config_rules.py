@@ -29,7 +29,7 @@ def check(config: ModelConfig) -> None:
     for name, choices in CHOICES.items():
         if getattr(config, name) not in choices:
             raise unknown(name, str(getattr(config, name)), choices)
-    for name in ("tie_embeddings", "qk_norm", "embedding_norm", "share_embeddings", "feedback_share_kv"):
+    for name in ("tie_embeddings", "qk_norm", "embedding_norm", "share_embeddings", "feedback_share_kv", "feedback_carry"):
         derived = name == "embedding_norm" and config.embedding_norm is None
         if not derived and not isinstance(getattr(config, name), bool):
             raise UserError(f"{name}: expected true or false, got {getattr(config, name)!r}")
@@ -50,9 +50,9 @@ def check(config: ModelConfig) -> None:
             "set attention_dropout=0 and use dropout"
         )
     object.__setattr__(config, "temperature_on", _canonical_targets(config.temperature_on))
+    _check_memory(config)
     if isinstance(config.spec.weights, Performer):
         _check_performer(config)
-    _check_memory(config)
 
 
 def _check_sizes(config: ModelConfig) -> None:
@@ -109,6 +109,11 @@ def _check_architecture(config: ModelConfig) -> None:
         )
     if config.architecture == "feedback":
         _check_feedback(config)
+    elif config.feedback_carry:
+        raise UserError(
+            f"feedback_carry: only architecture=feedback has such memories, not {config.architecture}; a decoder reads "
+            f"a stream with memory=full:512 or the like"
+        )
     if config.position == "t5":
         one_way = config.architecture in ("decoder", "feedback")
         side = config.relative_buckets if one_way else config.relative_buckets // 2
@@ -136,6 +141,11 @@ def _check_feedback(config: ModelConfig) -> None:
         raise UserError(
             "position=xl: architecture=feedback places each memory on its own; take relative_key, t5, alibi or rope"
         )
+    if config.feedback_carry and config.position == "learned":
+        raise UserError(
+            "position=learned with feedback_carry: a stream has no end, and learned positions do; take relative_key, "
+            "rope, alibi or t5"
+        )
     if config.init in DEEPSCALE + ADMIN:
         raise UserError(
             f"init={config.init}: its constants are derived for layers that attend to their own stack's tokens, and "
@@ -150,6 +160,11 @@ def _check_memory(config: ModelConfig) -> None:
     if layout is None:
         return
     object.__setattr__(config, "memory", str(layout))
+    if config.architecture == "feedback":
+        raise UserError(
+            "memory: architecture=feedback has a memory of its own, of feedback_window tokens; set feedback_carry=true "
+            "to keep it from segment to segment"
+        )
     if config.architecture != "decoder":
         raise UserError(f"memory: only architecture=decoder reads a stream, not {config.architecture}")
     layout.lengths(config.layers, config.context)

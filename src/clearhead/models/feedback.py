@@ -78,13 +78,14 @@ class FeedbackDecoder(Stack):
         Args:
             tokens_bt: token ids, integer [b, t].
             segments: [b, t] int; a document is a run of equal numbers: it sees its own memories, positions restart.
+                With a state, a row's first document goes on from the call before when it has the same number.
             valid: [b, t] bool, False = padding on the left or right of a row. Logits at padding mean nothing.
             state: from `new_state`; these tokens follow those it has read, and it is brought up to date. What it holds
                 carries no gradient, so a state may also be carried from one training step to the next.
 
         Raises `ValueError` when shapes, dtypes or lengths do not fit, with what was expected.
         """
-        check_inputs(self.config, tokens_bt, segments, valid, state)
+        check_inputs(self.config, tokens_bt, segments, valid, None if segments is not None else state)
         b, t = tokens_bt.shape
         device = tokens_bt.device
         if state is not None:
@@ -102,19 +103,25 @@ class FeedbackDecoder(Stack):
         tokens_bt = tokens_bt[:, :columns]
         begins: list[Tensor | None] = [None] * columns
         if segments is not None:
-            begins = _beginnings(segments[:, :columns])
-        alone = all(rows is None for rows in begins)  # one document a row
-
-        positions = position_ids(
-            columns,
-            segments_bt=None if segments is None or alone else segments[:, :columns],
-            offset_b=None if state is None else state.lengths,
-            device=device,
-        )
+            segments = segments[:, :columns]
+            if count_b is not None:  # padding on the right belongs to what stands before it: it begins nothing
+                last_b1 = (count_b - 1).clamp_min(0)[:, None]
+                segments = segments.gather(1, torch.arange(columns, device=device).minimum(last_b1))
+            begins = _beginnings(segments)
+            if state is not None:
+                state.enter(segments[:, 0], None if count_b is None else count_b > 0)
+        if all(rows is None for rows in begins):
+            segments = None  # one document a row
+        positions = position_ids(columns, segments_bt=segments, device=device)
+        if state is not None:  # what a row has read counts until another document begins
+            read_bt = state.lengths[:, None]
+            if segments is not None:
+                read_bt = read_bt * (segments == segments[:, :1]).cumprod(dim=1)
+            positions = positions + read_bt
         x_btw = self.embed(tokens_bt, Geometry(positions=positions, mask=Mask()))
         run = _Pass(self, b, positions, begins, count_b, state)
         outputs = [run.token(t, x_b1w) for t, x_b1w in enumerate(x_btw.split(1, dim=1))]
-        run.finish()
+        run.finish(segments)
         logits_btV = self.logits(self.norm(torch.cat(outputs, dim=1)))
         if turn_bt is None:
             return logits_btV
@@ -264,8 +271,8 @@ class _Pass:
         self.waiting.append((t, memory_b1w))
         return states[-1]
 
-    def finish(self) -> None:
-        """Bring the state up to date."""
+    def finish(self, segments_bt: Tensor | None) -> None:
+        """Bring the state up to date; `segments_bt` only where a document begins after the first column."""
         if self.state is None:
             return
         t = self.positions.shape[1]
@@ -278,7 +285,14 @@ class _Pass:
             projected = self.made_by, [F.pad(kv, (0, 0, missing, 0)).contiguous() for kv in whole]
         memory_bnw = self._collected(t)
         memory_bnw = F.pad(memory_bnw, (0, 0, self.window - memory_bnw.shape[1], 0)).contiguous()
-        self.state.advance(memory_bnw, t if self.count_b is None else self.count_b, projected)
+        entered = None
+        if segments_bt is not None:
+            entered = self.positions[:, -1] + 1, segments_bt[:, -1].clone()
+            if self.count_b is not None:
+                last_b1, some_b = (self.count_b - 1).clamp_min(0)[:, None], self.count_b > 0
+                length_b = self.positions.expand_as(segments_bt).gather(1, last_b1)[:, 0] + 1
+                entered = torch.where(some_b, length_b, self.state.lengths), torch.where(some_b, segments_bt[:, -1], self.state.number)
+        self.state.advance(memory_bnw, t if self.count_b is None else self.count_b, projected, entered=entered)
 
     # ---- what it is made of ----
 

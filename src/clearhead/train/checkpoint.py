@@ -2,6 +2,8 @@
 
     checkpoint/step-00000200/   model.safetensors  config.json       readable by clearhead.models.io.load_model
                                 optimizer.safetensors                AdamW's tensors as "parameter name/key"
+                                companion.safetensors                what trains beside the model, if anything, and
+                                companion_optimizer.safetensors      its part of the optimizer
                                 history.safetensors                  a number per step: loss, gradient norm, seconds
                                 memory.safetensors                   what goes from step to step, if anything
                                 state.json                           the rest, and size and SHA-256 of every file
@@ -36,6 +38,7 @@ FORMAT = 1
 FOLDER, STATE = "checkpoint", "state.json"
 MODEL, MODEL_CONFIG = "model.safetensors", "config.json"
 OPTIMIZER, HISTORY, MEMORY = "optimizer.safetensors", "history.safetensors", "memory.safetensors"
+COMPANION, COMPANION_OPTIMIZER = "companion.safetensors", "companion_optimizer.safetensors"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -174,6 +177,14 @@ def memory_file(held: Mapping[str, Tensor]) -> dict[str, bytes]:
     return {MEMORY: save({name: tensor.cpu().contiguous() for name, tensor in held.items()})} if held else {}
 
 
+def companion_files(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, bytes]:
+    """Return what trains beside the model, and its part of the optimizer's state; no file for an empty one."""
+    tensors = {name: _plain(tensor) for name, tensor in _distinct(module)}
+    if not tensors:
+        return {}
+    return {COMPANION: save(tensors), COMPANION_OPTIMIZER: optimizer_file(module, optimizer)[OPTIMIZER]}
+
+
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy stored tensors into `model`, whole or sharded. Raises `Broken` when names or shapes do not fit."""
     own = dict(_distinct(model))
@@ -197,6 +208,14 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         # The step count is a lone number on the parameter's device; the moments look like the parameter.
         value = tensor.to(parameter.device) if tensor.dim() == 0 else like(tensor, parameter)
         optimizer.state[parameter][key] = value.clone()
+
+
+def restore_companion(
+    module: nn.Module, optimizer: torch.optim.Optimizer, files: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Put back what `companion_files` gave, out of a checkpoint's files. Raises `Broken` when it does not fit."""
+    restore_model(module, files.get(COMPANION, {}))
+    restore_optimizer(module, optimizer, files.get(COMPANION_OPTIMIZER, {}))
 
 
 @contextmanager

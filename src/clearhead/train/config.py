@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from clearhead.data.config import DataConfig
 from clearhead.errors import UserError, unknown
 from clearhead.models.config import ModelConfig
+from clearhead.objectives.config import ObjectiveConfig, pooled_layers
 
 ScheduleName = Literal["cosine", "wsd", "constant"]
 Precision = Literal["fp32", "bf16"]
@@ -176,6 +177,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
         if self.model.context != self.data.context:
@@ -184,6 +186,7 @@ class RunConfig:
                 f"length to train on"
             )
         self._check_task()
+        self._check_objective()
         tokenizer, needed = self.data.tokenizer, vocabulary_size(self.data, self.task)
         if self.model.vocab_size < needed:
             mask = ", the mask included" if self.task == "masked_lm" else ""
@@ -226,6 +229,37 @@ class RunConfig:
         if task == "translation" and self.train.tokens is not None:
             raise UserError("train.tokens: pairs differ in length, so translation counts steps; set train.steps")
 
+    def _check_objective(self) -> None:
+        objective = self.objective
+        if not objective.reads_segments:
+            return
+        if self.task == "translation":
+            raise UserError(
+                "objective.nsp: translation reads sentence pairs, which have no next segment; leave the objective plain"
+            )
+        if self.data.synthetic is not None:
+            raise UserError(
+                f"objective.nsp: data.source={self.data.source} has samples and no running text to cut into segments; "
+                f"leave the objective plain"
+            )
+        if objective.raml and self.task != "causal_lm":
+            raise UserError(
+                f"objective.raml: {self.task} gives no probability of a segment given another, an encoder sees it from "
+                f"both sides; objective.nsp works with it"
+            )
+        if self.train.parallel != "none":
+            raise UserError(
+                f"train.parallel={self.train.parallel}: the critic, and weights over all pairs of a step, live in one "
+                f"process; set train.parallel=none, or leave the objective plain"
+            )
+        pooled_layers(objective.pooled, self.model.layers)
+        longest = objective.segment_length * (2 if objective.raml else 1)
+        if self.model.position == "learned" and longest > self.model.context:
+            raise UserError(
+                f"objective.segments={objective.segments}: {longest} tokens are read at once, but learned positions "
+                f"end at context={self.model.context}; cut shorter segments"
+            )
+
     @property
     def task(self) -> Task:
         """What the model's architecture is trained for: causal_lm | masked_lm | translation."""
@@ -252,13 +286,19 @@ class RunConfig:
         return math.ceil(self.train.tokens / self.tokens_per_step)
 
     def to_dict(self) -> dict[str, Any]:
-        """The four parts as plain values, ready for JSON; `from_dict` brings back an equal config."""
+        """The parts as plain values, ready for JSON; `from_dict` brings back an equal config."""
         return {part.name: getattr(self, part.name).to_dict() for part in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """Build from plain values; an unknown key raises `UserError` with the nearest known one."""
-        kinds: dict[str, Any] = {"model": ModelConfig, "data": DataConfig, "optim": OptimConfig, "train": TrainConfig}
+        kinds: dict[str, Any] = {
+            "model": ModelConfig,
+            "data": DataConfig,
+            "optim": OptimConfig,
+            "objective": ObjectiveConfig,
+            "train": TrainConfig,
+        }
         values = dict(values)
         said = values.pop("task", None)  # may be written into a config by hand; the architecture decides
         parts = _known(cls, "run", values)

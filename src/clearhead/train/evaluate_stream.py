@@ -1,8 +1,8 @@
 """Bits per byte of a model with memory on whole documents, read as it was trained: segment by segment.
 
 A document is `separator, x_1 ... x_n`; segments of c inputs follow each other without overlap, and what lies before a
-segment comes from the memory, which begins empty with each document. So every token is scored once. The memory may be
-longer than in training.
+segment comes from the memory, which begins empty with each document. So every token is scored once. Transformer-XL's
+memory may be longer than in training; a feedback memory is as long as its model says.
 
 Legend: b documents side by side, t tokens of a segment, V vocabulary.
 """
@@ -39,15 +39,15 @@ def evaluate_stream(
     """Score the documents of `split`, in the model's own dtype without autocast, sums in float64.
 
     Args:
-        model: a `Decoder`; its training mode is put back afterwards.
-        layout: the memory; None = the config's.
+        model: a `Decoder` or a `FeedbackDecoder`; its training mode is put back afterwards.
+        layout: the memory of a `Decoder`; None = the config's.
         segment: tokens read at a time; None = `data.config.context`.
         batch_size: documents side by side; changes nothing but speed (and the last bits of rounding).
         max_tokens: score about so many tokens instead of all: an equal share of each document, from its beginning.
         world, should_stop: see `clearhead.train.evaluate.evaluate`.
 
     Raises:
-        UserError: when the split has no text.
+        UserError: when the split has no text, or a feedback model is given a layout.
         ValueError: for sizes below 1.
         Interrupted: when `should_stop` answers yes.
     """
@@ -56,6 +56,13 @@ def evaluate_stream(
         raise ValueError(
             f"evaluate_stream: expected segment, batch_size and max_tokens of at least 1, got {segment}, {batch_size} "
             f"and {max_tokens}"
+        )
+    config: Any = model.config
+    feedback = config.architecture == "feedback"
+    if feedback and layout is not None:
+        raise UserError(
+            f"memory={layout}: architecture=feedback remembers feedback_window={config.feedback_window} tokens, and no "
+            f"other number; leave it out"
         )
     documents = data.documents(split)
     lengths = [len(document.tokens) - 1 for document in documents]
@@ -82,7 +89,10 @@ def evaluate_stream(
         model.train(was_training)
     if world is not None and world.size > 1:
         nats_d = world.sum(torch.from_numpy(nats_d).to(next(model.parameters()).device)).cpu().numpy()
-    config: Any = model.config
+    if feedback:
+        remembered = f"feedback:{config.feedback_window}"
+    else:
+        remembered = config.memory if layout is None else str(MemoryLayout.parse(layout))
     scored = tuple(
         DocumentScore(document.name, n, document.bytes * n / length, float(nats))
         for document, n, length, nats in zip(documents, counts, lengths, nats_d, strict=True)
@@ -96,7 +106,7 @@ def evaluate_stream(
         per_document=scored,
         context=segment,
         stride=segment,
-        memory=config.memory if layout is None else str(MemoryLayout.parse(layout)),
+        memory=remembered,
     )
 
 
@@ -113,7 +123,10 @@ def _score(
 ) -> Float64:
     """Nats of each document of a group, [b] float64."""
     device = next(model.parameters()).device
-    memory = model.new_memory(len(group), layout)
+    if model.config.architecture == "feedback":
+        carried = {"state": model.new_state(len(group))}
+    else:
+        carried = {"memory": model.new_memory(len(group), layout)}
     nats_b = np.zeros(len(group))
     for call in range(calls):
         if should_stop():
@@ -129,7 +142,7 @@ def _score(
         with torch.autocast(device.type, enabled=False):
             logits_btV = model(
                 torch.from_numpy(tokens_bt).to(device),
-                memory=memory,
+                **carried,
                 valid=None if bool(valid_bt.all()) else valid_bt,
             )
             targets = torch.from_numpy(targets_bt).to(device)

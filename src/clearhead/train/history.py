@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ SPIKE_WINDOW = 100
 class History:
     """Columns of equal length, one entry for each step. Losses are nats per valid token."""
 
-    def __init__(self) -> None:
-        self._columns = {name: array("d") for name in COLUMNS}
-        self._totals = dict.fromkeys(COLUMNS, 0.0)
+    def __init__(self, more: Sequence[str] = ()) -> None:
+        """`more`: names of further columns, of what trains beside the model."""
+        self.names = (*COLUMNS, *more)
+        self._columns = {name: array("d") for name in self.names}
+        self._totals = dict.fromkeys(self.names, 0.0)
 
     def __len__(self) -> int:
         return len(self._columns["loss"])
@@ -47,11 +50,11 @@ class History:
 
     def file(self) -> dict[str, bytes]:
         """Return the columns as a checkpoint's file."""
-        return {HISTORY: save({name: torch.from_numpy(self.column(name)) for name in COLUMNS})}
+        return {HISTORY: save({name: torch.from_numpy(self.column(name)) for name in self.names})}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take the columns of a checkpoint."""
-        self._columns = {name: array("d", tensors[name].tolist()) for name in COLUMNS}
+        self._columns = {name: array("d", tensors[name].tolist()) for name in self.names}
         self._totals = {name: float(sum(column)) for name, column in self._columns.items()}
 
 

@@ -17,6 +17,7 @@ from clearhead.errors import UserError
 from clearhead.models.make import build_model
 from clearhead.train import checkpoint as store
 from clearhead.train import environment
+from clearhead.train.companion import companion_of
 from clearhead.train.config import RunConfig
 from clearhead.train.evaluate import Interrupted
 from clearhead.train.folder import ENDED, RESULT, TOKENIZER, RunResult, claim, read_result, write_result
@@ -92,7 +93,6 @@ class Run:
         progress: bool,
     ) -> None:
         self.config, self.folder, self.world, self.progress = config, folder, world, progress
-        self.history = History()
         self.curve: list[dict[str, Any]] = []
         self.evaluated = self.saved = 0  # steps after which the last evaluation and the last checkpoint were made
         self.diverged = ""
@@ -108,12 +108,18 @@ class Run:
         self.task = self._prepare_task()
         self.data = self.task.data
         self.model = start_model(config, self.task, world, build_model, resumed=found is not None)
+        self.companion = companion_of(self.task)
         self._model_facts = {
             "parameters": self.model.count_parameters(),
             "flops_per_token": self.model.flops_per_token(config.data.context),
+            **self.companion.costs(self.model),
         }
+        self.companion.module.to(world.device)
+        if found is None:
+            self.companion.begin(self.model)
+        self.history = History(self.companion.columns)
         self.called = world.wrap(self.model, compiled=config.train.compile)
-        groups = self.model.parameter_groups()
+        groups = self.model.parameter_groups() + self.companion.parameter_groups()
         self.optimizer = build_optimizer(groups, config.optim)
         if found is not None:
             self._restore(found)
@@ -200,7 +206,10 @@ class Run:
             valid_tokens=valid_tokens,
             seconds=seconds,
             cpu_seconds=cpu_seconds,
+            **self.companion.measured(),
         )
+        for text in self.companion.warnings(self.step):
+            self._warn(text)
         speed = step_tokens(config, valid_tokens) / seconds if seconds else None
         self.recorder("step", step=self.step, loss=result.loss, tokens_per_second=speed)
         if self._due(config.train.log_every):
@@ -239,12 +248,14 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint, unless the weights are no longer worth it."""
-        tensors = [local(tensor) for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        values = [*self.model.state_dict().values(), *self.companion.module.state_dict().values()]
+        tensors = [local(tensor) for tensor in values if tensor.is_floating_point()]
         if self.world.sum(torch.stack([(~torch.isfinite(tensor)).any() for tensor in tensors]).any().float()).item():
             self.diverged = f"weights not finite after step {self.step}"
             return
         files = store.model_files(self.model) | store.optimizer_file(self.model, self.optimizer) | self.history.file()
         files |= store.memory_file(self.task.state(self.world))
+        files |= store.companion_files(self.companion.module, self.optimizer)
         self.saved = self.step
         if self.world.writes:
             state_values = {
@@ -310,6 +321,7 @@ class Run:
             grad_norm=float(recent["grad_norm"][-1]),
             grad_norm_max=float(recent["grad_norm"].max()),
             lr=lr,
+            **{name: float(recent[name][good].mean()) if good.any() else None for name in self.companion.columns},
             skipped=int(self.history.total("skipped")),
             tokens_per_second=sum(step_tokens(self.config, int(n)) for n in recent["valid_tokens"])
             / float(recent["seconds"].sum()),
@@ -359,6 +371,7 @@ class Run:
         try:
             store.restore_model(self.model, found.tensors[store.MODEL])
             store.restore_optimizer(self.model, self.optimizer, found.tensors[store.OPTIMIZER])
+            store.restore_companion(self.companion.module, self.optimizer, found.tensors)
         except store.Broken as problem:  # whole on the disk, so another version's
             raise UserError(
                 f"{found.folder} does not fit this version's model: {problem}; use another folder"

@@ -11,13 +11,16 @@ from torch.optim import AdamW
 from clearhead.train.config import OptimConfig
 
 FUSED_DEVICES = ("cpu", "cuda", "xpu", "mps")
+MODEL = "model"
+"""Groups that say nothing else are clipped together under this name."""
 
 
 def build_optimizer(groups: Iterable[Mapping[str, Any]], optim: OptimConfig) -> AdamW:
     """Return `torch.optim.AdamW` (Loshchilov and Hutter, arXiv 1711.05101) for `model.parameter_groups()`.
 
     A group's `weight_decay_scale` and `lr_scale` multiply the config's values: embeddings, norms, biases and
-    temperatures come with a decay of 0, temperatures with their own learning rate.
+    temperatures come with a decay of 0, temperatures with their own learning rate. A group of something that trains
+    beside the model may say its own `weight_decay` and `betas`, and by `clipped` with whom its gradient is clipped.
 
     Raises `ValueError` when there is no parameter, or one stands in two groups (torch checks the latter).
     """
@@ -27,7 +30,11 @@ def build_optimizer(groups: Iterable[Mapping[str, Any]], optim: OptimConfig) -> 
             "params": list(group["params"]),
             "lr": optim.lr * group["lr_scale"],
             "lr_scale": group["lr_scale"],
-            "weight_decay": optim.weight_decay * group["weight_decay_scale"],
+            "weight_decay": (
+                group["weight_decay"] if "weight_decay" in group else optim.weight_decay * group["weight_decay_scale"]
+            ),
+            "betas": group.get("betas", optim.betas),
+            "clipped": group.get("clipped", MODEL),
         }
         for group in groups
     ]

@@ -17,8 +17,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from clearhead.memory.feedback import FeedbackState
 from clearhead.memory.transformer_xl import SegmentMemory
 from clearhead.objectives.causal_lm import causal_lm_loss
+from clearhead.train.optimizer import MODEL
 from clearhead.train.world import World, whole
 
 
@@ -55,12 +57,13 @@ class MemoryBatch:
     """The next tokens; -100 is ignored."""
     segments_bt: Tensor
     """Document numbers, the same for a document that goes on from the segment before."""
-    memory: SegmentMemory
+    memory: SegmentMemory | FeedbackState
     """Of these rows; the forward pass reads and fills it."""
 
     def loss(self, called: nn.Module) -> tuple[Tensor, Tensor]:
         """See `Batch`."""
-        logits_btV = called(self.tokens_bt, segments=self.segments_bt, memory=self.memory)
+        carried = {"state" if isinstance(self.memory, FeedbackState) else "memory": self.memory}
+        logits_btV = called(self.tokens_bt, segments=self.segments_bt, **carried)
         nats, _ = causal_lm_loss(logits_btV, self.targets_bt)
         return nats, nats
 
@@ -72,7 +75,7 @@ class StepResult:
     loss: float
     """Plain nats per valid token, before the update."""
     grad_norm: float
-    """Total norm before clipping."""
+    """Total norm of the model's gradient before clipping."""
     skipped: bool
     """Loss or gradient was not finite, so weights and optimizer were left alone."""
     stop: bool
@@ -107,18 +110,30 @@ def train_step(
             (loss * (world.size / max(valid_tokens, 1))).backward()
         nats += plain.detach()
 
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    clipped = _clipped_together(optimizer)
+    norms = [nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]) for parameters in clipped]
     seen = world.sum(torch.stack([nats, nats.new_tensor(stop)]))
-    total, stops, grad_norm = torch.cat([seen, whole(norm).reshape(1).to(seen)]).tolist()  # the one wait for the device
+    found = torch.cat([seen, *(whole(norm).reshape(1).to(seen) for norm in norms)])
+    total, stops, grad_norm, *others = found.tolist()  # the one wait for the device
 
-    finite = math.isfinite(total) and math.isfinite(grad_norm)
+    finite = all(map(math.isfinite, (total, grad_norm, *others)))
     if finite:
         if clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+            for parameters, norm in zip(clipped, norms, strict=True):
+                nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepResult(total / max(valid_tokens, 1), grad_norm, skipped=not finite, stop=stops > 0)
+
+
+def _clipped_together(optimizer: torch.optim.Optimizer) -> list[list[Tensor]]:
+    """Parameters with a gradient: the model's first, then those of what trains beside it, if anything does."""
+    together: dict[str, list[Tensor]] = {MODEL: []}
+    for group in optimizer.param_groups:
+        parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+        if parameters:
+            together.setdefault(group.get("clipped", MODEL), []).extend(parameters)
+    return list(together.values())
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

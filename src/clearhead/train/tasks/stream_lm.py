@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clearhead.data.cache import Progress
 from clearhead.data.text import TextData, prepare
+from clearhead.memory.feedback import FeedbackState
 from clearhead.memory.transformer_xl import SegmentMemory
 from clearhead.objectives.cross_entropy import IGNORE
 from clearhead.train.config import RunConfig
@@ -26,7 +27,7 @@ class StreamLM(CausalLM):
 
     def __init__(self, config: RunConfig, data: TextData) -> None:
         super().__init__(config, data)
-        self.memories: list[SegmentMemory] = []  # of each micro-batch; made at the first step, on its device
+        self.memories: list[SegmentMemory | FeedbackState] = []  # of each micro-batch; made at the first step, on its device
 
     @classmethod
     def prepare(cls, config: RunConfig, progress: Progress | None) -> StreamLM:
@@ -89,20 +90,17 @@ class StreamLM(CausalLM):
         for memory in self.memories:
             memory.reset()
 
-    def _memories(self, world: World) -> list[SegmentMemory]:
-        config = self.config
-        layout = config.model.memory_layout
-        assert layout is not None  # `prepare_task` chose this task by it
+    def _memories(self, world: World) -> list[SegmentMemory | FeedbackState]:
         if not self.memories:
-            rows = config.train.batch_size // (config.train.grad_accum * world.size)
-            self.memories = [
-                SegmentMemory(
-                    layout.lengths(config.model.layers, config.model.context),
-                    rows,
-                    config.model.width,
-                    windowed=layout.windowed,
-                    device=world.device,
-                )
-                for _ in range(config.train.grad_accum)
-            ]
+            self.memories = [self._memory(world) for _ in range(self.config.train.grad_accum)]
         return self.memories
+
+    def _memory(self, world: World) -> SegmentMemory | FeedbackState:
+        config, model = self.config, self.config.model
+        rows = config.train.batch_size // (config.train.grad_accum * world.size)
+        if model.feedback_carry:
+            return FeedbackState.allocate(rows, model.feedback_window, model.width, device=world.device)
+        layout = model.memory_layout
+        assert layout is not None  # `prepare_task` chose this task by it
+        lengths = layout.lengths(model.layers, model.context)
+        return SegmentMemory(lengths, rows, model.width, windowed=layout.windowed, device=world.device)

@@ -107,6 +107,15 @@ class Stateless:
 
 def prepare_task(config: RunConfig, *, progress: Progress | None = None) -> Task:
     """Prepare the data of the config's task. Raises `UserError` when something that the task needs is missing."""
+    task = _own_task(config, progress)
+    if config.objective.reads_segments:
+        from clearhead.train.tasks.segments import WithSegments
+
+        return WithSegments(task, config)
+    return task
+
+
+def _own_task(config: RunConfig, progress: Progress | None) -> Task:
     if config.data.synthetic is not None and config.model.memory:
         from clearhead.train.tasks.synthetic_stream import SyntheticStream
 
@@ -123,7 +132,7 @@ def prepare_task(config: RunConfig, *, progress: Progress | None = None) -> Task
         from clearhead.train.tasks.masked_lm import MaskedLM
 
         return MaskedLM.prepare(config, progress)
-    if config.model.memory:
+    if config.model.memory or config.model.feedback_carry:
         from clearhead.train.tasks.stream_lm import StreamLM
 
         return StreamLM.prepare(config, progress)

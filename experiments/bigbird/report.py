@@ -1,0 +1,83 @@
+"""The tables and the figure of the BigBird experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.admin.chart import Chart, Line, draw
+from experiments.bigbird import needle
+
+
+def page(results: Mapping[str, Any]) -> list[str]:
+    """What stands between the README's marks."""
+    lines: list[str] = []
+    if "needle" in results:
+        lines += ["### The needle", "", "![accuracy by step](results/needle.svg)", ""]
+        lines += [*needle_table(results["needle"]), "", "### The graph", "", *graph_table(results["needle"])]
+    return lines
+
+
+def figures(results: Mapping[str, Any]) -> dict[str, str]:
+    """File name -> SVG."""
+    return {"needle.svg": needle_figure(results["needle"]["runs"])} if "needle" in results else {}
+
+
+# ---- the needle ----
+
+
+def needle_table(found: Mapping[str, Any]) -> list[str]:
+    """Final accuracy by seed, beside the best that the pattern allows."""
+    lines = [
+        "| pattern | keys a token sees | accuracy at the end, by seed | steps | best that the graph allows |",
+        "|---|---|---|---|---|",
+    ]
+    for pattern in needle.PATTERNS:
+        own = sorted((run for run in found["runs"] if run["pattern"] == pattern), key=lambda run: run["seed"])
+        keys = needle.TOKENS if pattern == "full" else needle.BLOCK * _blocks(pattern)
+        cells = [
+            pattern,
+            str(keys),
+            _list([f"{run['accuracy']:.3f}" for run in own]),
+            _list([str(run["curve"][-1][0]) for run in own]),
+            _list([f"{best:.3f}" for best in found["ceilings"][pattern][: len(own)]]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _blocks(pattern: str) -> int:
+    return 3 + (2 if "global" in pattern else 0) + (3 if "random" in pattern else 0)
+
+
+def _list(cells: Sequence[str]) -> str:
+    return ", ".join(cells) or "-"
+
+
+def needle_figure(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy at each look, one line a run, a colour a pattern."""
+    lines = []
+    for colour, pattern in enumerate(needle.PATTERNS):
+        for place, run in enumerate(run for run in runs if run["pattern"] == pattern):
+            steps, right = zip(*run["curve"], strict=True)
+            lines.append(Line(pattern, steps, right, colour, listed=place == 0))
+    return draw([Chart("needle: accuracy on fresh sequences", "step", "accuracy", lines, limits=(0.0, 1.0))], columns=1)
+
+
+# ---- the graph ----
+
+
+def graph_table(found: Mapping[str, Any]) -> list[str]:
+    """The diameters over the seeds, by number of blocks."""
+    sizes = sorted({row["blocks"] for row in found["diameters"]})
+    lines = [f"| diameter in layers | {' | '.join(f'{n} blocks' for n in sizes)} |", f"|---|{'---|' * len(sizes)}"]
+    for pattern in needle.PATTERNS:
+        own = {row["blocks"]: row["diameters"] for row in found["diameters"] if row["pattern"] == pattern}
+        if own:
+            lines.append(f"| {pattern} | {' | '.join(_range(own[n]) for n in sizes)} |")
+    return lines
+
+
+def _range(values: Sequence[int | None]) -> str:
+    low, high = min(v or 0 for v in values), max(v or 0 for v in values)
+    return str(high) if low == high else f"{low} to {high}"

@@ -1,0 +1,77 @@
+"""BigBird: `python -m experiments.bigbird.run`. Stopped, the same command goes on; `--quick` for seconds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.bigbird import graph, needle, report
+from experiments.running import about, put_results, read_runs, run_missing
+
+HERE = Path(__file__).parent
+STEPS = 3000
+BY_THE_GRAPH = 500
+"""Steps of a pattern whose needle cannot reach the reader: enough to see that nothing is learned."""
+
+
+def needles(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, Any]:
+    """The needle by pattern, the best that the graph allows, and the graph's diameters."""
+    jobs = []
+    for seed in range(seeds):
+        for pattern in needle.PATTERNS:
+            steps = BY_THE_GRAPH if pattern == "window" else STEPS
+            jobs.append(needle.Job(pattern, seed, 20 if quick else steps))
+    run_missing(
+        out / "needle.jsonl",
+        jobs,
+        needle.train_one,
+        key_of_job=lambda job: (job.pattern, job.seed, job.steps),
+        key_of_run=lambda run: (run["pattern"], run["seed"], run["budget"]),
+        workers=workers,
+    )
+    blocks, drawn = ((16, 64), range(2)) if quick else ((16, 64, 256, 1024), range(5))
+    return {
+        "runs": read_runs(out / "needle.jsonl"),
+        "ceilings": {p: [graph.ceiling(needle.Job(p, s, 0)) for s in range(seeds)] for p in needle.PATTERNS},
+        "diameters": graph.diameters(blocks, drawn),
+    }
+
+
+PARTS = {"needle": needles}
+
+
+def main() -> None:
+    """Run the parts, write results.json and the figure, and put the tables into the README."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=None, help="folder; results/ here, or a passing one with --quick")
+    parser.add_argument("--quick", action="store_true", help="a few steps of one seed; README and figure stay")
+    asked = parser.parse_args()
+    out = asked.out or (Path(tempfile.mkdtemp()) if asked.quick else HERE / "results")
+    out.mkdir(parents=True, exist_ok=True)
+
+    path = out / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results["about"] = about()
+    for part in asked.parts:
+        began = time.perf_counter()
+        seeds = 1 if asked.quick else asked.seeds
+        results[part] = PARTS[part](out, seeds=seeds, workers=asked.workers, quick=asked.quick)
+        results[part]["seconds_of_this_call"] = round(time.perf_counter() - began)
+    path.write_text(json.dumps(results) + "\n")
+    lines = report.page(results)
+    print("\n".join(lines))
+    if out == HERE / "results":
+        put_results(HERE / "README.md", lines)
+        for name, svg in report.figures(results).items():
+            (out / name).write_text(svg)
+
+
+if __name__ == "__main__":
+    main()

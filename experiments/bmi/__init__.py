@@ -1,0 +1,1 @@
+"""Does telling neighbouring segments apart help a language model? See README.md."""

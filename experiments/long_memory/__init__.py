@@ -1,0 +1,1 @@
+"""Which layers need a long memory? See README.md."""

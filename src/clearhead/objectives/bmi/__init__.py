@@ -1,0 +1,1 @@
+"""The BMI room: segments, critic, next-segment prediction, weighted likelihood, information; see docs/bmi.md."""
