@@ -176,7 +176,7 @@ def _score_answers(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any
     from clearhead.data.synthetic.source import SyntheticData
     from clearhead.train.score_answers import score_answers
 
-    _refuse(asked, config, "beams", "stride", "memory", "segments")
+    _refuse(asked, config, "beams", "stride", "segments")
     if asked.split == "all":
         raise UserError("--split all: a generated task has no end; give train, val or test")
     drawn = SyntheticData(data)
@@ -186,7 +186,10 @@ def _score_answers(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any
             f"the vocabulary must be the run's"
         )
     layout = config.model.memory if asked.memory is None else asked.memory
-    if not layout and drawn.length != data.context:
+    if asked.memory is not None and config.model.architecture == "feedback":
+        raise UserError("--memory: architecture=feedback remembers feedback_window tokens; leave it out")
+    remembers = bool(layout) or config.model.feedback_carry
+    if not remembers and drawn.length != data.context:
         raise UserError(
             f"--data {data.source}: a length of {drawn.length} is read segment by segment, which needs a memory"
         )
@@ -195,7 +198,7 @@ def _score_answers(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any
         drawn,
         asked.split,
         both_ways=config.task == "masked_lm",
-        segment=data.context if layout else None,
+        segment=data.context if remembers else None,
         layout=layout or None,
         batch_size=max(1, min(config.train.batch_size, config.tokens_per_step // drawn.length)),
         max_tokens=asked.tokens,

@@ -136,7 +136,7 @@ def _compare(arguments: list[str]) -> int:
         steps=asked.steps,
         budget=asked.budget,
         learning_rates=asked.learning_rates or None,
-        overrides=asked.set,
+        overrides=[*_context(asked.context), *asked.set],
         workers=asked.workers,
         folder=asked.out,
     )
@@ -144,6 +144,11 @@ def _compare(arguments: list[str]) -> int:
 
     compare(plan)
     return 0
+
+
+def _context(length: int | None) -> list[str]:
+    """The overrides that --context stands for."""
+    return [] if length is None else [f"model.context={length}", f"data.context={length}"]
 
 
 # ---- inspect ----

@@ -96,6 +96,12 @@ def test_one_genome_is_split_into_stretches_that_are_said(data_folder):
         assert parts[split].bytes == stop - start == len(parts[split].tokens) - 1
 
 
+def test_byte_pairs_of_sequences_are_refused(data_folder):
+    install(data_folder, "human-dna", EMBL)
+    with pytest.raises(UserError, match=r"human-dna holds sequences, and bpe learns inside words.*dna6"):
+        prepare(DataConfig(source="human-dna", tokenizer="bpe", context=2))
+
+
 def test_code_of_packages():
     torch_source = resolve("torch-source")
     assert torch_source.label.startswith("torch-source of torch ")

@@ -166,6 +166,19 @@ def test_segments_through_a_full_memory_score_as_the_whole_sequence():
     assert abs(blind.nats - whole.nats) > 1e-3
 
 
+def test_a_feedback_model_that_carries_its_memory_scores_as_in_one_go(tmp_path):
+    options = {"architecture": "feedback", "feedback_carry": True, "feedback_window": 8, "position": "relative_key"}
+    config = run_config("state,length=32,sequences=4", context=8, model=options, steps=3)
+    result = train(config, tmp_path / "run", progress=False).summary
+    assert result["test_answers"] > 0
+    model = build_model(config.model, 0).double()
+    data = SyntheticData(config.data)
+    parts = score_answers(model, data, "val", both_ways=False, segment=8)
+    whole = score_answers(model, data, "val", both_ways=False)
+    assert parts.nats == pytest.approx(whole.nats, rel=1e-6)
+    assert parts.answers == whole.answers
+
+
 def test_a_longer_sequence_than_the_context_needs_a_memory():
     with pytest.raises(UserError, match=r"needs a memory"):
         prepare_task(run_config("state,length=64", context=16))
