@@ -102,7 +102,7 @@ def test_the_examples_of_train_and_compare_are_valid(monkeypatch):
     monkeypatch.setattr("clearhead.compare.report.redraw", plans.append)
     for line in filter(None, map(str.strip, _options.Compare.EXAMPLES.splitlines())):
         assert run(*shlex.split(line)[1:]) == 0
-    assert len(plans) == 5
+    assert len(plans) == 6
     for line in filter(None, map(str.strip, _options.Train.EXAMPLES.splitlines())):
         words = shlex.split(line)
         config, folder = cli.train_config(words[words.index("train") + 1 :])
@@ -294,6 +294,17 @@ def test_compare_options_become_the_plan(monkeypatch, tmp_path):
     assert plan.base.data.source == str(tmp_path / "my.txt")
     assert (plan.base.model.width, plan.base.model.heads, plan.base.train.steps) == (96, 4, 90)
     assert (plan.folder, plan.workers, plan.preset) == (Path("there"), 1, "quick")
+
+
+def test_compare_takes_a_context_and_a_generated_task(monkeypatch, capsys):
+    plans = []
+    monkeypatch.setattr("clearhead.compare.run.compare", plans.append)
+    assert run("compare", "--preset", "quick", "--context", "96", "--data", "synthetic:recall,pairs=4") == 0
+    base = plans[0].base
+    assert (base.model.context, base.data.context, base.data.source) == (96, 96, "synthetic:recall,pairs=4")
+    assert base.score == "bits_per_answer"
+    assert run("compare", "--preset", "quick", "--context", "8", "--data", "synthetic:recall,pairs=4") == 2
+    assert "synthetic:recall: needs at least 12 tokens, got 8" in capsys.readouterr().err
 
 
 def test_compare_takes_a_grid_of_learning_rates(monkeypatch):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clearhead._run_commands import source_name
+from clearhead.data.config import SYNTHETIC, DataConfig
 from clearhead.errors import UserError
 from clearhead.models.config import ModelConfig
 
@@ -116,8 +117,15 @@ def _tokens(
     import numpy as np
     import torch
 
+    from clearhead.data.synthetic.source import SyntheticData
+
     rows, draw = asked.batch, np.random.default_rng(asked.seed)
-    if encode is None:
+    if data.startswith(SYNTHETIC):
+        drawn = SyntheticData(DataConfig(source=data, context=tokens))
+        ids, words = drawn.rows("val", range(rows), tokens).tokens, f"tokens of {data}"
+        if drawn.vocab_size > vocabulary:
+            raise UserError(f"{data} has {drawn.vocab_size} symbols, but the model's vocabulary has {vocabulary}")
+    elif encode is None:
         p = 1.0 / np.arange(1, vocabulary + 1)
         ids, words = draw.choice(vocabulary, size=(rows, tokens), p=p / p.sum()), "tokens drawn by Zipf's law"
     else:

@@ -39,7 +39,7 @@ class Compare:
     preset: str = "default"
     """quick (about 2 minutes) | default (about 10) | thorough (a grid of learning rates for each arm)."""
     data: Annotated[str | None, arg(metavar="STR", help_behavior_hint="(default: shakespeare)")] = None
-    """A name from `clearhead data list`, or your own file or folder."""
+    """A name from `clearhead data list`, your own file or folder, or a generated task such as synthetic:recall."""
     seeds: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the preset's)")] = None
     """Runs of each arm; at least 2, and 5 for a useful interval."""
     context: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the preset's)")] = None
@@ -70,6 +70,7 @@ class Compare:
     clearhead compare --preset quick --data my.txt
     clearhead compare --attention softmax laser laser+selective --seeds 8 --out compare-laser
     clearhead compare --attention softmax window:256 bigbird performer --context 4096
+    clearhead compare --attention softmax window:16 --data synthetic:recall --context 128
     clearhead compare --arm "base:" "gated: model.output_gate=head" --set model.width=192 model.heads=6
     clearhead compare --from compare-default
     """
@@ -98,7 +99,8 @@ class Train:
         arg(name="data", metavar="STR", help_behavior_hint="(default: shakespeare; of a translation verses-en-de)"),
     ] = None
     """A name from `clearhead data list`, or your own file or folder (.txt, .jsonl, either as .gz). A translation reads
-    pairs: a name such as verses-en-de, or a .tsv (source, tab, target) or a .jsonl (keys source, target)."""
+    pairs: a name such as verses-en-de, or a .tsv (source, tab, target) or a .jsonl (keys source, target).
+    synthetic:NAME,option=value draws a task instead of reading text (docs/long-data.md)."""
     context: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the size's own)")] = None
     """Tokens in one training window."""
     memory: Annotated[str | None, arg(metavar="LAYOUT", help_behavior_hint="(default: none)")] = None
@@ -137,7 +139,8 @@ class Evaluate:
 
     causal_lm: bits per byte and perplexity of every document; documents longer than the context are read through
     overlapping windows, and each byte of text is scored once. masked_lm: nats and accuracy on hidden tokens, always the
-    same ones. translation: nats per token, chrF and BLEU (by sacrebleu), and some translations to look at.
+    same ones. translation: nats per token, chrF and BLEU (by sacrebleu), and some translations to look at. A generated
+    task: bits per answer and accuracy, by how far back the answer stands.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]

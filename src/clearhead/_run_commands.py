@@ -51,8 +51,10 @@ def evaluate(asked: Evaluate) -> None:
 def generate(asked: Generate) -> None:
     """Continue a text, fill in what is hidden in it, or translate it; print that."""
     config, tokenizer, model = open_run(asked.run, asked.device)
+    if config.data.synthetic is not None:
+        raise UserError("this run answers questions of a generated task and writes nothing; see: clearhead evaluate")
     try:
-        prompt = tokenizer.encode(asked.prompt)
+        prompt = tokenizer.encode(asked.prompt.replace(MASK, "") if config.task == "masked_lm" else asked.prompt)
     except UnicodeEncodeError as error:
         raise UserError("--prompt holds bytes that are not text in this terminal's encoding") from error
     with as_user_error():
@@ -174,7 +176,7 @@ def _score_answers(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any
     from clearhead.data.synthetic.source import SyntheticData
     from clearhead.train.score_answers import score_answers
 
-    _refuse(asked, config, "beams", "stride", "memory", "segments")
+    _refuse(asked, config, "beams", "stride", "segments")
     if asked.split == "all":
         raise UserError("--split all: a generated task has no end; give train, val or test")
     drawn = SyntheticData(data)
@@ -184,7 +186,10 @@ def _score_answers(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any
             f"the vocabulary must be the run's"
         )
     layout = config.model.memory if asked.memory is None else asked.memory
-    if not layout and drawn.length != data.context:
+    if asked.memory is not None and config.model.architecture == "feedback":
+        raise UserError("--memory: architecture=feedback remembers feedback_window tokens; leave it out")
+    remembers = bool(layout) or config.model.feedback_carry
+    if not remembers and drawn.length != data.context:
         raise UserError(
             f"--data {data.source}: a length of {drawn.length} is read segment by segment, which needs a memory"
         )
@@ -193,7 +198,7 @@ def _score_answers(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any
         drawn,
         asked.split,
         both_ways=config.task == "masked_lm",
-        segment=data.context if layout else None,
+        segment=data.context if remembers else None,
         layout=layout or None,
         batch_size=max(1, min(config.train.batch_size, config.tokens_per_step // drawn.length)),
         max_tokens=asked.tokens,

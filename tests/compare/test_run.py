@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,25 @@ def finished(text, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("compare") / "whole"
     compare(small(text), folder, progress=False)
     return folder
+
+
+def test_a_generated_task_is_judged_by_bits_per_answer(in_process, tmp_path):
+    plan = small("synthetic:state,sequences=4", arms=[], attention=ATTENTION, steps=3)
+    results = compare(plan, tmp_path / "state", progress=False)
+    assert (results["score"], results["unit"]) == ("bits_per_answer", "bits per answer")
+    row = results["runs"][0]
+    run_folder = tmp_path / "state" / "runs" / row["folder"].split("runs/")[-1]
+    summary = json.loads((run_folder / "result.json").read_text())["summary"]
+    assert row["test_bits_per_answer"] == summary["test_bits_per_answer"]
+    assert row["test_accuracy"] == summary["test_accuracy"]
+    assert "test_bits_per_byte" not in row
+    assert [run["status"] for run in results["runs"]] == ["finished"] * 4
+    other = next(arm for arm in results["arms"] if not arm["baseline"])
+    assert "bits per answer" in other["comparison"]["sentence"]
+    page = (tmp_path / "state" / "report.html").read_text()
+    assert "Validation bits per answer" in page
+    assert "per byte" not in page
+    assert re.search(r">4<.{0,20} sequences", page)
 
 
 def test_a_comparison_ends_in_a_report_though_one_arm_diverges(finished):

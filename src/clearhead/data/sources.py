@@ -98,7 +98,7 @@ def resolve(source: str, progress: Progress | None = None) -> Source:
     if find_pair(source) is not None or (source in CATALOGUE and CATALOGUE[source].languages):
         raise UserError(f"{source} is a set of sentence pairs, not running text; it is for: --task translation")
     if source.startswith(SYNTHETIC):
-        raise UserError(f"{source} is a generated task and has no text; it is for train, evaluate and compare")
+        raise UserError(f"{source} is a generated task and has no text; it is for train, evaluate, compare and inspect")
     if source in CATALOGUE:
         return _from_catalogue(CATALOGUE[source], progress)
     path = Path(source).expanduser()

@@ -263,6 +263,11 @@ def _from_earlier(config: DataConfig, request: Path, reason: UserError) -> TextD
 
 def _build(config: DataConfig, source: Source, digest: str, folder: Path, progress: Progress | None) -> None:
     """Read the source document by document: once to plan the split, once to learn BPE, once to encode."""
+    if config.tokenizer == "bpe" and any(file.reader() for file in source.files):
+        raise UserError(
+            f"{source.label} holds sequences, and bpe learns inside words, of which they have none; take "
+            f"data.tokenizer=bytes, {', '.join(ALPHABETS)}"
+        )
     kept, sizes, notes = _survey(source)
     plan = plan_split(sizes, config)
     tokenizer: Tokenizer = ByteTokenizer()

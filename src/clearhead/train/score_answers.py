@@ -124,7 +124,7 @@ def score_answers(
         both_ways: whether the model may look ahead; decides how copies are asked for.
         context: tokens of a sequence; None = the data's own. Any length that holds the task will do.
         segment: read so many tokens at a time through the model's memory; None = a sequence at once, without memory.
-        layout: with `segment`, the memory; None = the model's own.
+        layout: with `segment`, a decoder's memory; None = the model's own.
         max_tokens: read about so many tokens (one sequence at least) instead of all.
         world: the processes that share the work; every one of them gets the whole result.
         should_stop: asked before every batch; `Interrupted` when it answers yes.
@@ -172,14 +172,18 @@ def _score(
 ) -> tuple[Float64, Float64, Float64]:
     """Nats, whether the first guess was right, and the distance, of every answer of the batch, each [n]."""
     device = next(model.parameters()).device
-    memory = {"memory": model.new_memory(len(batch.tokens), layout)} if remember else {}
+    carried: dict[str, Any] = {}
+    if remember and model.config.architecture == "feedback":
+        carried = {"state": model.new_state(len(batch.tokens))}
+    elif remember:
+        carried = {"memory": model.new_memory(len(batch.tokens), layout)}
     parts: list[tuple[Float64, Float64, Float64]] = []
     for start in range(0, batch.tokens.shape[1], segment):
         here = slice(start, start + segment)
         targets_bt = torch.from_numpy(batch.targets[:, here]).to(device)
         asked_bt = targets_bt != IGNORE
         with torch.autocast(device.type, enabled=False):
-            logits_nV = model(torch.from_numpy(batch.tokens[:, here]).to(device), **memory)[asked_bt].float()
+            logits_nV = model(torch.from_numpy(batch.tokens[:, here]).to(device), **carried)[asked_bt].float()
             targets_n = targets_bt[asked_bt]
             nats_n = F.cross_entropy(logits_nV, targets_n, reduction="none")
         right_n = logits_nV.argmax(dim=-1) == targets_n

@@ -46,14 +46,14 @@ class Furthest(Synthetic):
         step_r = np.array(sorted(range(n), key=lambda up: (-min(up, n - up), up)))
         index_t = np.arange(length)
         # Where each point was met last: so far, or (both ways) anywhere.
-        last_tp = np.full((length, n), -1, dtype=np.int64)
+        last_tp = np.full((length, n), -1, dtype=np.int32)
         last_tp[index_t, tokens_t] = index_t
         last_tp = np.maximum.accumulate(last_tp, axis=0)
         if both_ways:
             last_tp[:] = last_tp[-1]
-        point_tr = (tokens_t[:, None] + step_r) % n
-        place_tr = np.take_along_axis(last_tp, point_tr, axis=1)
-        best_t = (place_tr >= 0).argmax(axis=1)[:, None]
-        targets_t = np.take_along_axis(point_tr, best_t, axis=1)[:, 0]
-        place_t = np.take_along_axis(place_tr, best_t, axis=1)[:, 0]
+        targets_t, place_t, open_t = np.zeros_like(tokens_t), np.full_like(tokens_t, -1), index_t
+        for up in step_r.tolist():  # soon everyone has found someone
+            point_t = (tokens_t[open_t] + up) % n
+            targets_t[open_t], place_t[open_t] = point_t, last_tp[open_t, point_t]
+            open_t = open_t[place_t[open_t] < 0]
         return Sample(tokens_t, targets_t, np.abs(index_t - place_t))

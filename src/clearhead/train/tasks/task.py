@@ -116,7 +116,7 @@ def prepare_task(config: RunConfig, *, progress: Progress | None = None) -> Task
 
 
 def _own_task(config: RunConfig, progress: Progress | None) -> Task:
-    if config.data.synthetic is not None and config.model.memory:
+    if config.data.synthetic is not None and (config.model.memory or config.model.feedback_carry):
         from clearhead.train.tasks.synthetic_stream import SyntheticStream
 
         return SyntheticStream.prepare(config, progress)
