@@ -20,7 +20,7 @@ PARTS = ("tracking", "text")
 def main() -> None:
     """Run what is missing, write results.json and the figure, and put the tables into the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="none: only write the report anew")
     parser.add_argument("--seeds", type=int, default=tracking.SEEDS)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None, help="folder; results, or a passing one with --quick")

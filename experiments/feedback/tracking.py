@@ -54,7 +54,8 @@ def key_of_run(run: Run) -> tuple[str, int, int]:
 def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Each model at each number of steps: mean and half of the interval over seeds, by band."""
     rows = []
-    for key in dict.fromkeys((run["model"], run["steps"]) for run in runs):
+    order = [setup.name for setup in SETUPS]
+    for key in sorted({(run["model"], run["steps"]) for run in runs}, key=lambda key: (order.index(key[0]), key[1])):
         own = [run for run in runs if (run["model"], run["steps"]) == key]
         bands = {}
         for band in band_names():
