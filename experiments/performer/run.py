@@ -12,7 +12,7 @@ from experiments.performer import conversion, error, report
 from experiments.running import about, put_results, read_runs, run_missing
 
 HERE = Path(__file__).parent
-JOB = conversion.Job(seed=0, steps=1000, further=120, every=10)
+JOB = conversion.Job(seed=0, steps=600, further=60, every=5)
 QUICK = conversion.Job(seed=0, steps=10, further=4, every=2)
 
 

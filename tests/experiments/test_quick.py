@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parents[2]
-WRITES = ["admin", "deep_thin", "deep_training", "rank_collapse", "trainability"]
+WRITES = ["admin", "bigbird", "deep_thin", "deep_training", "performer", "rank_collapse", "trainability"]
 
 
 def run(name, *options):
