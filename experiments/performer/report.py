@@ -72,6 +72,9 @@ def error_tables(found: Mapping[str, Any]) -> list[str]:
         own = {row["std"]: row["ratio"] for row in found["entries"] if row["kernel"] == kernel}
         cells = [f"{own[std]:.2f}" for std in error.KERNEL_STDS]
         lines.append(f"| {kernel} | {' | '.join(cells)} | {EARLIER_RATIOS[kernel]} |")
+        own = {row["std"]: row["independent"] / row["lemma"] for row in found["entries"] if row["kernel"] == kernel}
+        cells = [f"{own[std]:.2f}" for std in error.KERNEL_STDS]
+        lines.append(f"| {kernel}: independent, measured / Lemma 2 | {' | '.join(cells)} | |")
     lines += ["", "| denominators not above 0, std 1 | 16 features | 1,024 features |", "|---|---|---|"]
     for law in dict.fromkeys(row["law"] for row in found["signs"]):
         cells = [f"{row['bad']:,} of {row['rows']:,} rows" for row in found["signs"] if row["law"] == law]

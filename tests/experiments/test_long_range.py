@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from experiments.bigbird import graph, needle
+from experiments.performer import conversion, error
 
 from clearhead.models.config import ModelConfig
 from clearhead.models.make import build_model
-from experiments.bigbird import graph, needle
-from experiments.performer import conversion, error
 
 
 @pytest.mark.parametrize("pattern", list(needle.PATTERNS))
