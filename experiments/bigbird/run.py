@@ -14,7 +14,7 @@ from experiments.running import about, put_results, read_runs, run_missing
 
 HERE = Path(__file__).parent
 STEPS = 3000
-DNA_STEPS = 150
+DNA_STEPS = 60
 BY_THE_GRAPH = 500
 """Steps of a pattern whose needle cannot reach the reader: enough to see that nothing is learned."""
 
