@@ -57,8 +57,8 @@ def outputs(draws: int) -> list[dict[str, Any]]:
             for features in FEATURES:
                 spec = f"performer:kernel={kernel},features={features}"
                 w = torch.stack([rows(law, features, draw) for draw in range(draws)])  # a head for each draw
-                many = [t.expand(1, draws, TOKENS, DIM) for t in (q, k, v)]
-                out = attend(*many, spec, mask=Mask(), projection=w).out
+                a, b, c = (t.expand(1, draws, TOKENS, DIM) for t in (q, k, v))
+                out = attend(a, b, c, spec, mask=Mask(), projection=w).out
                 found = (out - exact).square().mean(dim=(0, 2, 3))
                 answer.append(
                     {
