@@ -18,7 +18,7 @@ from clearhead.train.loop import train
 CONTEXTS = (512, 1024, 4096)
 BASES_A_STEP = 4096
 VOCABULARY = 16
-TEST_BASES = 131_072
+TEST_BASES = 65_536
 
 
 @dataclass(frozen=True)

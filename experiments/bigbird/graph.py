@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearhead.attention.bigbird import BlockLayout, key_blocks
-from clearhead.attention.spec import AttentionSpec
+from clearhead.attention.spec import AttentionSpec, BigBird
 from experiments.bigbird import needle
 
 Bools = npt.NDArray[np.bool_]
@@ -19,6 +19,7 @@ def sees(attention: str, blocks: int, heads: int, block: int) -> Bools:
     if attention == "softmax":
         return np.ones((blocks, blocks), bool)
     pattern = AttentionSpec.parse(attention).pattern
+    assert isinstance(pattern, BigBird)
     layout = BlockLayout(
         block, pattern.global_blocks, pattern.window_blocks, pattern.random_blocks, pattern.seed, 0, False, False
     )
@@ -54,7 +55,7 @@ def ceiling(job: needle.Job) -> float:
     reached = np.zeros(needle.BLOCKS, bool)
     reached[needle.READER_AT // needle.BLOCK] = True
     for _ in range(needle.LAYERS):
-        reached = seen[reached].any(axis=0)
+        reached = np.asarray(seen[reached].any(axis=0))
     share = float(reached[needle.allowed().numpy() // needle.BLOCK].mean())
     return share + (1.0 - share) / needle.CLASSES
 

@@ -113,6 +113,7 @@ def train_one(job: Job) -> dict[str, Any]:
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     generator = torch.Generator().manual_seed(job.seed)
+    look, final = (LOOK, FINAL) if job.steps >= EVERY else (64, 64)
     curve: list[tuple[int, float]] = []
     for step in range(1, job.steps + 1):
         tokens_bt, class_b = draw(BATCH, generator)
@@ -121,7 +122,7 @@ def train_one(job: Job) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
         if step % EVERY == 0 or step == job.steps:
-            curve.append((step, accuracy(model, 50_000 + 1000 * job.seed + step, LOOK)))
+            curve.append((step, accuracy(model, 50_000 + 1000 * job.seed + step, look)))
             if curve[-1][1] == 1.0:
                 break
     return {
@@ -129,6 +130,6 @@ def train_one(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "budget": job.steps,
         "curve": curve,
-        "accuracy": accuracy(model, 90_000 + job.seed, FINAL),
+        "accuracy": accuracy(model, 90_000 + job.seed, final),
         "cpu_seconds": round(time.process_time() - began, 1),
     }

@@ -92,7 +92,7 @@ def _range(values: Sequence[int | None]) -> str:
 def dna_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Bits per hidden base and accuracy by context, one number a seed."""
     lines = [
-        f"| context, {runs[0]['steps']} steps of {dna.BASES_A_STEP:,} bases | bits per hidden base, by seed | accuracy |",
+        f"| context, {runs[0]['steps']} steps of {dna.BASES_A_STEP:,} bases | bits per hidden base | accuracy |",
         "|---|---|---|",
     ]
     for context in sorted({run["context"] for run in runs}):

@@ -45,6 +45,9 @@ class Job:
     steps: int
     further: int
     every: int
+    arms: tuple[str, ...] = tuple(ARMS)
+    features: tuple[int, ...] = ()
+    """Numbers of features whose loss at once is measured too."""
 
 
 @lru_cache(maxsize=1)
@@ -125,9 +128,10 @@ def train_one(job: Job) -> dict[str, Any]:
     )
     assert isinstance(base, Decoder)
     looks = train(base, job, 0, job.steps, rate=BASE_RATE, decay=True)
+    by_features = {m: score(convert(base, f"performer:features={m}"))["nats"] for m in job.features}
     arms = {}
-    for name, spec in ARMS.items():
-        model = convert(base, spec)
+    for name in job.arms:
+        model = convert(base, ARMS[name])
         curve = train(model, job, job.steps, job.further, rate=FURTHER_RATE, decay=False)
         arms[name] = {"curve": curve, "other_draws": other_draws(model)}
     return {
@@ -137,5 +141,6 @@ def train_one(job: Job) -> dict[str, Any]:
         "before": looks[0],
         "base": looks[-1],
         "arms": arms,
+        "at_once_by_features": by_features,
         "cpu_seconds": round(time.process_time() - began, 1),
     }

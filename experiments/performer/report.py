@@ -27,7 +27,8 @@ def page(results: Mapping[str, Any]) -> list[str]:
         lines += error_tables(results["error"])
     if results.get("conversion"):
         lines += ["### A softmax model, converted", "", "![recovery by step](results/conversion.svg)", ""]
-        lines += conversion_table(results["conversion"])
+        lines += conversion_table(_complete(results["conversion"]))
+        lines += longer(results["conversion"])
     return [*lines, *length_table()]
 
 
@@ -37,7 +38,7 @@ def figures(results: Mapping[str, Any]) -> dict[str, str]:
     if "error" in results:
         answer["error.svg"] = error_figure(results["error"])
     if results.get("conversion"):
-        answer["conversion.svg"] = conversion_figure(results["conversion"])
+        answer["conversion.svg"] = conversion_figure(_complete(results["conversion"]))
     return answer
 
 
@@ -72,6 +73,9 @@ def error_tables(found: Mapping[str, Any]) -> list[str]:
         own = {row["std"]: row["ratio"] for row in found["entries"] if row["kernel"] == kernel}
         cells = [f"{own[std]:.2f}" for std in error.KERNEL_STDS]
         lines.append(f"| {kernel} | {' | '.join(cells)} | {EARLIER_RATIOS[kernel]} |")
+        own = {row["std"]: row["independent"] / row["lemma"] for row in found["entries"] if row["kernel"] == kernel}
+        cells = [f"{own[std]:.2f}" for std in error.KERNEL_STDS]
+        lines.append(f"| {kernel}: independent, measured / Lemma 2 | {' | '.join(cells)} | |")
     lines += ["", "| denominators not above 0, std 1 | 16 features | 1,024 features |", "|---|---|---|"]
     for law in dict.fromkeys(row["law"] for row in found["signs"]):
         cells = [f"{row['bad']:,} of {row['rows']:,} rows" for row in found["signs"] if row["law"] == law]
@@ -95,6 +99,25 @@ def error_figure(found: Mapping[str, Any]) -> str:
 
 
 # ---- conversion ----
+
+
+def _complete(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The runs with all arms."""
+    return [run for run in runs if len(run["arms"]) == len(conversion.ARMS)]
+
+
+def longer(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each arm that was trained on for longer."""
+    lines = []
+    for run in runs:
+        for arm, one in run["arms"].items() if len(run["arms"]) < len(conversion.ARMS) else ():
+            looks = [look for look in one["curve"] if look["step"] % 50 == 0]
+            told = ", ".join(f"{look['nats']:.3f} at {look['step']:.0f}" for look in looks)
+            lines += [f"For longer: {arm}, seed {run['seed']}, from {run['base']['nats']:.3f}: {told}.", ""]
+        if run.get("at_once_by_features"):
+            told = ", ".join(f"{nats:.3f} with {m}" for m, nats in run["at_once_by_features"].items())
+            lines += [f"At once, by the number of features, seed {run['seed']}: {told}.", ""]
+    return lines
 
 
 def recovered_at(run: Mapping[str, Any], arm: str) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from experiments.performer import conversion, error, report
 from experiments.running import about, put_results, read_runs, run_missing
 
 HERE = Path(__file__).parent
-JOB = conversion.Job(seed=0, steps=1000, further=120, every=10)
+JOB = conversion.Job(seed=0, steps=600, further=60, every=5)
+LONGER = conversion.Job(
+    seed=1, steps=600, further=300, every=25, arms=("performer, redrawn",), features=(64, 256, 1024, 4096)
+)
+"""One arm of one seed, to see whether it comes back at all, and what more features would have kept."""
 QUICK = conversion.Job(seed=0, steps=10, further=4, every=2)
 
 
@@ -26,7 +31,7 @@ def conversions(out: Path, *, seeds: int, workers: int, quick: bool) -> Any:
     job = QUICK if quick else JOB
     run_missing(
         out / "conversion.jsonl",
-        [conversion.Job(seed, job.steps, job.further, job.every) for seed in range(seeds)],
+        [*(replace(job, seed=seed) for seed in range(seeds)), *([] if quick else [LONGER])],
         conversion.train_one,
         key_of_job=lambda one: (one.seed, one.steps, one.further),
         key_of_run=lambda run: (run["seed"], run["steps"], run["further"]),

@@ -12,11 +12,13 @@ import pytest
 HERE = Path(__file__).parents[2]
 WRITES = [
     "admin",
+    "bigbird",
     "bmi",
     "deep_thin",
     "deep_training",
     "feedback",
     "long_memory",
+    "performer",
     "rank_collapse",
     "trainability",
 ]
