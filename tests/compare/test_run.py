@@ -187,11 +187,14 @@ def test_bad_text_and_impossible_arms_leave_nothing_behind(tmp_path, text):
     assert not (tmp_path / "b").exists()
 
 
+# A job in a shell's background ignores Ctrl-C, and so do its children: the command must listen wherever tests run.
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 from clearhead.compare.plan import ComparePlan
 from clearhead.compare.run import compare
+signal.signal(signal.SIGINT, signal.default_int_handler)
 compare(ComparePlan.load(Path(sys.argv[1])), sys.argv[1], progress=False)
 """
 

@@ -333,6 +333,13 @@ def test_decoding_equals_the_forward_pass(make, tokens, case, size):
     torch.testing.assert_close(decoded(model, tokens, size), model(tokens), rtol=1e-12, atol=1e-12)
 
 
+def test_a_model_made_in_inference_mode_decodes(make, tokens):
+    """Its weights have no version, so keys and values are never taken for those of the call before."""
+    with torch.inference_mode():
+        model = make()
+        torch.testing.assert_close(decoded(model, tokens, 3), model(tokens), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("start", ["nothing", "zeros"])
 def test_decoding_makes_the_same_memories_bit_by_bit(make, tokens, start):
     """Without gradients it is one path: a memory does not know in how many calls its tokens came."""

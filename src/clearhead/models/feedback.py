@@ -196,6 +196,8 @@ class FeedbackDecoder(Stack):
             parameters += [*attention.key.parameters(), *attention.value.parameters()]
             for module in (attention.key_norm, *_source_temperatures(attention)):
                 parameters += [] if module is None else [*module.parameters()]
+        if any(p.is_inference() for p in parameters):
+            return object()  # tensors made in inference mode have no version to tell a write by: made anew each time
         kind = parameters[0].device.type
         cast_to = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         return cast_to, tuple((id(p), p.data_ptr(), p._version, p.dtype) for p in parameters)
