@@ -34,7 +34,7 @@ def _accuracy(row: dict[str, Any], colour: int) -> Line:
     half = [band["half"] or 0.0 for band in bands]
     up = [band["mean"] for band in bands]
     return Line(
-        row["model"],
+        row["model"].replace(", memory = ", ": "),
         [low + 1 for low, _ in BANDS],
         up,
         colour,
