@@ -102,7 +102,7 @@ def test_the_examples_of_train_and_compare_are_valid(monkeypatch):
     monkeypatch.setattr("clearhead.compare.report.redraw", plans.append)
     for line in filter(None, map(str.strip, _options.Compare.EXAMPLES.splitlines())):
         assert run(*shlex.split(line)[1:]) == 0
-    assert len(plans) == 6
+    assert len(plans) == 7
     for line in filter(None, map(str.strip, _options.Train.EXAMPLES.splitlines())):
         words = shlex.split(line)
         config, folder = cli.train_config(words[words.index("train") + 1 :])

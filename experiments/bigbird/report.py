@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.admin.chart import Chart, Line, draw
-from experiments.bigbird import dna, needle
+from experiments.bigbird import dna, needle, words
+from experiments.running import mean_half
 
 
 def page(results: Mapping[str, Any]) -> list[str]:
@@ -16,6 +17,8 @@ def page(results: Mapping[str, Any]) -> list[str]:
     if "needle" in results:
         lines += ["### The needle", "", "![accuracy by step](results/needle.svg)", ""]
         lines += [*needle_table(results["needle"]), "", "### The graph", "", *graph_table(results["needle"]), ""]
+    if "words" in results:
+        lines += ["### Hidden bytes of text", "", *words_table(results["words"]["runs"]), ""]
     if "dna" in results:
         lines += ["### Masked DNA", "", *dna_table(results["dna"]["runs"])]
     return lines
@@ -86,11 +89,31 @@ def _range(values: Sequence[int | None]) -> str:
     return str(high) if low == high else f"{low} to {high}"
 
 
+# ---- text ----
+
+
+def words_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Bits per hidden byte and accuracy by pattern, one number a seed."""
+    lines = [
+        f"| pattern, {runs[0]['steps']} steps | blocks of keys | bits per hidden byte | mean | accuracy |",
+        "|---|---|---|---|---|",
+    ]
+    for pattern, (_, blocks) in words.PATTERNS.items():
+        own = sorted((run for run in runs if run["pattern"] == pattern), key=lambda run: run["seed"])
+        if own:
+            bits = [run["nats"] / math.log(2) for run in own]
+            lines.append(
+                f"| {pattern} | {blocks} of {words.CONTEXT // words.BLOCK} | {_list([f'{b:.3f}' for b in bits])} | "
+                f"{sum(bits) / len(bits):.3f} | {_list([format(run['accuracy'], '.3f') for run in own])} |"
+            )
+    return lines
+
+
 # ---- DNA ----
 
 
 def dna_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Bits per hidden base and accuracy by context, one number a seed."""
+    """Bits per hidden base and accuracy by context, one number a seed; Student's interval of the differences."""
     lines = [
         f"| context, {runs[0]['steps']} steps of {dna.BASES_A_STEP:,} bases | bits per hidden base | accuracy |",
         "|---|---|---|",
@@ -99,4 +122,11 @@ def dna_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         own = sorted((run for run in runs if run["context"] == context), key=lambda run: run["seed"])
         bits = _list([f"{run['nats'] / math.log(2):.4f}" for run in own])
         lines.append(f"| {context:,} | {bits} | {_list([format(run['accuracy'], '.4f') for run in own])} |")
+    bits_of = {(run["context"], run["seed"]): run["nats"] / math.log(2) for run in runs}
+    shortest, *longer = sorted({run["context"] for run in runs})
+    for context in longer:
+        seeds = sorted(seed for at, seed in bits_of if at == context and (shortest, seed) in bits_of)
+        mean, half = mean_half([bits_of[context, seed] - bits_of[shortest, seed] for seed in seeds])
+        if half is not None:
+            lines += ["", f"{context:,} less {shortest:,}, paired by seed: {mean:+.4f} ± {half:.4f} bits."]
     return lines

@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.bigbird import dna, graph, needle, report
+from experiments.bigbird import dna, graph, needle, report, words
 from experiments.running import about, put_results, read_runs, run_missing
 
 HERE = Path(__file__).parent
 STEPS = 3000
 DNA_STEPS, DNA_SEEDS = 600, 3
+WORD_STEPS = 300
 BY_THE_GRAPH = 500
 """Steps of a pattern whose needle cannot reach the reader: enough to see that nothing is learned."""
 
@@ -60,16 +61,29 @@ def bases(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, Any]
     return {"runs": read_runs(out / "dna.jsonl")}
 
 
-PARTS = {"needle": needles, "dna": bases}
+def words_hidden(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, Any]:
+    """The paper's ablation as a masked LM on text."""
+    run_missing(
+        out / "words.jsonl",
+        [words.Job(pattern, seed, 4 if quick else WORD_STEPS) for seed in range(seeds) for pattern in words.PATTERNS],
+        words.train_one,
+        key_of_job=lambda job: (job.pattern, job.seed, job.steps),
+        key_of_run=lambda run: (run["pattern"], run["seed"], run["steps"]),
+        workers=workers,
+    )
+    return {"runs": read_runs(out / "words.jsonl")}
+
+
+PARTS = {"needle": needles, "words": words_hidden, "dna": bases}
 
 
 def main() -> None:
     """Run the parts, write results.json and the figure, and put the tables into the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--parts", nargs="*", choices=list(PARTS), default=None, help="default both; with --quick the needle"
+        "--parts", nargs="*", choices=list(PARTS), default=None, help="default all; with --quick the needle"
     )
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=2, help="of needle and words")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None, help="folder; results/ here, or a passing one with --quick")
     parser.add_argument("--quick", action="store_true", help="a few steps of one seed; README and figure stay")
