@@ -17,7 +17,7 @@ from clearhead.train.config import OptimConfig, RunConfig, TrainConfig
 from clearhead.train.loop import train as train_run
 
 SOURCE = "shakespeare"
-LAYERS, WIDTH, SEGMENT, ROWS, STEPS = 6, 64, 32, 16, 300
+LAYERS, WIDTH, SEGMENT, ROWS, STEPS = 6, 64, 32, 16, 1200
 LONG, SHORT = 192, 24
 ARMS = {
     "none": "full:0",
@@ -62,7 +62,7 @@ def config(job: Job) -> RunConfig:
             memory=ARMS[job.arm],
         ),
         data=DataConfig(source=SOURCE, context=SEGMENT),
-        optim=OptimConfig(lr=4e-3, warmup_steps=min(50, job.steps // 4), weight_decay=0.1),
+        optim=OptimConfig(lr=2e-3, warmup_steps=min(50, job.steps // 4), weight_decay=0.1),
         train=TrainConfig(
             steps=job.steps,
             batch_size=ROWS,
