@@ -9,7 +9,7 @@ import json
 import math
 import multiprocessing
 import platform
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +62,15 @@ def about() -> dict[str, str]:
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {platform.python_version()}",
     }
+
+
+def publish(here: Path, out: Path, lines: Sequence[str], figures: Callable[[], Mapping[str, str]]) -> None:
+    """Print a page; where `out` is the experiment's own results, put it into the README and write the figures too."""
+    print("\n".join(lines))
+    if out == here / "results":
+        put_results(here / "README.md", lines)
+        for name, svg in figures().items():
+            (out / name).write_text(svg)
 
 
 def put_results(readme: Path, lines: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bigbird import dna, graph, needle, report, words
-from experiments.running import about, put_results, read_runs, run_missing
+from experiments.running import about, publish, read_runs, run_missing
 
 HERE = Path(__file__).parent
 STEPS = 3000
@@ -101,11 +101,7 @@ def main() -> None:
         results[part]["seconds_of_this_call"] = round(time.perf_counter() - began)
     path.write_text(json.dumps(results) + "\n")
     lines = report.page(results)
-    print("\n".join(lines))
-    if out == HERE / "results":
-        put_results(HERE / "README.md", lines)
-        for name, svg in report.figures(results).items():
-            (out / name).write_text(svg)
+    publish(HERE, out, lines, lambda: report.figures(results))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.bmi import report, runs
 from experiments.bmi.topics import best_nats, information
-from experiments.running import about, put_results, read_runs, run_missing
+from experiments.running import about, publish, read_runs, run_missing
 
 HERE = Path(__file__).parent
 ARMS_OF = {
@@ -66,10 +66,7 @@ def main() -> None:
     made = {**about(), "seconds_of_this_call": round(time.perf_counter() - began)}
     (out / "results.json").write_text(json.dumps({"about": made, **found}, indent=1) + "\n")
     lines = report.page(found)
-    print("\n".join(lines))
-    if out == HERE / "results":
-        put_results(HERE / "README.md", lines)
-        (out / "topics.svg").write_text(report.figure(found))
+    publish(HERE, out, lines, lambda: {"topics.svg": report.figure(found)})
 
 
 if __name__ == "__main__":

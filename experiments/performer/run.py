@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.performer import conversion, error, report
-from experiments.running import about, put_results, read_runs, run_missing
+from experiments.running import about, publish, read_runs, run_missing
 
 HERE = Path(__file__).parent
 JOB = conversion.Job(seed=0, steps=600, further=60, every=5)
@@ -63,11 +63,7 @@ def main() -> None:
         results[part] = PARTS[part](out, seeds=seeds, workers=asked.workers, quick=asked.quick)
         path.write_text(json.dumps(results) + "\n")
     lines = report.page(results)
-    print("\n".join(lines))
-    if out == HERE / "results":
-        put_results(HERE / "README.md", lines)
-        for name, svg in report.figures(results).items():
-            (out / name).write_text(svg)
+    publish(HERE, out, lines, lambda: report.figures(results))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from experiments.rank_collapse import figures, initial, report, training
-from experiments.running import about, put_results, read_runs, run_missing
+from experiments.running import about, publish, read_runs, run_missing
 
 HERE = Path(__file__).parent
 
@@ -56,11 +56,7 @@ def main() -> None:
     made = {**about(), "seconds_of_this_call": round(time.perf_counter() - began)}
     (out / "results.json").write_text(json.dumps({"about": made, **found}) + "\n")
     lines = report.page(found)
-    print("\n".join(lines))
-    if out == HERE / "results":
-        put_results(HERE / "README.md", lines)
-        for name, svg in figures.figures(found).items():
-            (out / name).write_text(svg)
+    publish(HERE, out, lines, lambda: figures.figures(found))
 
 
 if __name__ == "__main__":

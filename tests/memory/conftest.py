@@ -8,6 +8,7 @@ import torch
 
 from clearhead.models.config import ModelConfig
 from clearhead.models.decoder import Decoder
+from tests.stirred import stir
 
 torch.set_num_threads(1)
 
@@ -19,14 +20,7 @@ def make_decoder() -> Callable[..., Decoder]:
     def make(seed: int = 0, **options: Any) -> Decoder:
         sizes: dict[str, Any] = {"vocab_size": 31, "context": 7, "layers": 3, "width": 24, "heads": 4, "position": "xl"}
         model = Decoder(ModelConfig(**(sizes | options))).double().eval()
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                if parameter.dim() > 1:
-                    parameter.copy_(noise / parameter.shape[-1] ** 0.5)
-                else:
-                    parameter.add_(0.3 * noise)
+        stir(model, seed)
         return model
 
     return make

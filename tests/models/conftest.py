@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.stirred import stir
 
 from clearhead.models.config import ModelConfig
 from clearhead.models.make import ARCHITECTURES, AnyModel
@@ -22,14 +23,7 @@ def make_model() -> MakeModel:
         sizes: dict[str, Any] = {"vocab_size": 31, "context": 32, "layers": 2, "width": 24, "heads": 4}
         config = ModelConfig(**(sizes | options))
         model = ARCHITECTURES[config.architecture](config).double().eval()
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                if parameter.dim() > 1:
-                    parameter.copy_(noise / parameter.shape[-1] ** 0.5)
-                else:
-                    parameter.add_(0.3 * noise)
+        stir(model, seed)
         return model
 
     return make

@@ -109,14 +109,7 @@ class TextData:
             UserError: when the split is shorter than one window.
             ValueError: for a seed or step below 0, or a size below 1.
         """
-        if batch_size < 1 or context < 1 or seed < 0 or step < 0:
-            raise ValueError(
-                "expected batch_size >= 1, context >= 1, seed >= 0 and step >= 0, got "
-                f"{batch_size}, {context}, {seed} and {step}"
-            )
-        name = as_split(split)
-        stream = self._store.stream(name)
-        _require(self.config.source, name, len(stream), context)
+        name, stream = self._asked(split, batch_size, context, seed, step)
         random = np.random.default_rng([seed, step, SPLITS.index(name)])
         starts_b = random.integers(0, len(stream) - context, size=batch_size)
         index_bt = starts_b[:, None] + np.arange(context + 1)
@@ -128,11 +121,8 @@ class TextData:
         segments_bt = np.cumsum(opens_bt, axis=1) - opens_bt[:, :1]
         return Batch(tokens_bt.copy(), targets_bt, segments_bt)
 
-    def lanes(self, split: str, batch_size: int, context: int, seed: int, step: int) -> Batch:
-        """Return the batch of one step in which every row goes on where it stopped (see `data/lanes.py`).
-
-        Segments number the documents through all steps. Raises as `batch` does.
-        """
+    def _asked(self, split: str, batch_size: int, context: int, seed: int, step: int) -> tuple[Split, npt.NDArray[Any]]:
+        """The split that a batch is asked of and its packed tokens; raises as `batch` says."""
         if batch_size < 1 or context < 1 or seed < 0 or step < 0:
             raise ValueError(
                 "expected batch_size >= 1, context >= 1, seed >= 0 and step >= 0, got "
@@ -141,6 +131,14 @@ class TextData:
         name = as_split(split)
         stream = self._store.stream(name)
         _require(self.config.source, name, len(stream), context)
+        return name, stream
+
+    def lanes(self, split: str, batch_size: int, context: int, seed: int, step: int) -> Batch:
+        """Return the batch of one step in which every row goes on where it stopped (see `data/lanes.py`).
+
+        Segments number the documents through all steps. Raises as `batch` does.
+        """
+        name, stream = self._asked(split, batch_size, context, seed, step)
         if name not in self._separators:
             self._separators[name] = np.flatnonzero(stream[:-1] == self.tokenizer.separator)
         tokens_bt, targets_bt, number_bt, next_bt = lane_batch(

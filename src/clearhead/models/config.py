@@ -191,7 +191,7 @@ class ModelConfig:
         """Components of a query and a key as attention gets them: `head_size`, and with xl `distance_size` more."""
         return self.head_size + (self.distance_size if self.position == "xl" else 0)
 
-    @property
+    @cached_property
     def memory_layout(self) -> MemoryLayout | None:
         """The parsed memory; None = none."""
         return MemoryLayout.parse(self.memory) if self.memory else None

@@ -263,9 +263,23 @@ def evaluate(
     tokens_d = np.zeros(len(documents), dtype=np.int64)
     for window in chosen:
         tokens_d[window.document] += window.end - window.score_from
+    return result_of(split, documents, tokens_d, nats_d, context=context, stride=stride)
+
+
+def result_of(
+    split: str,
+    documents: Sequence[Any],
+    tokens_d: Sequence[int] | npt.NDArray[np.int64],
+    nats_d: Float64,
+    *,
+    context: int,
+    stride: int,
+    memory: str = "",
+) -> EvalResult:
+    """Put together what was scored of each document: its tokens, its share of the bytes, its nats."""
     scores = tuple(
-        DocumentScore(document.name, int(n), document.bytes * int(n) / length, float(nats))
-        for document, n, length, nats in zip(documents, tokens_d, lengths, nats_d, strict=True)
+        DocumentScore(document.name, int(n), document.bytes * int(n) / (len(document.tokens) - 1), float(nats))
+        for document, n, nats in zip(documents, tokens_d, nats_d, strict=True)
         if n
     )
     return EvalResult(
@@ -276,6 +290,7 @@ def evaluate(
         per_document=scores,
         context=context,
         stride=stride,
+        memory=memory,
     )
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from clearhead.errors import UserError
 from clearhead.memory.layout import MemoryLayout
 from clearhead.objectives.causal_lm import IGNORE
-from clearhead.train.evaluate import Documents, DocumentScore, EvalResult, Float64, Interrupted, in_turns
+from clearhead.train.evaluate import Documents, EvalResult, Float64, Interrupted, in_turns, result_of
 from clearhead.train.world import World
 
 
@@ -93,21 +93,7 @@ def evaluate_stream(
         remembered = f"feedback:{config.feedback_window}"
     else:
         remembered = config.memory if layout is None else str(MemoryLayout.parse(layout))
-    scored = tuple(
-        DocumentScore(document.name, n, document.bytes * n / length, float(nats))
-        for document, n, length, nats in zip(documents, counts, lengths, nats_d, strict=True)
-        if n
-    )
-    return EvalResult(
-        split=split,
-        tokens=sum(score.tokens for score in scored),
-        bytes=sum(score.bytes for score in scored),
-        nats=math.fsum(score.nats for score in scored),
-        per_document=scored,
-        context=segment,
-        stride=segment,
-        memory=remembered,
-    )
+    return result_of(split, documents, counts, nats_d, context=segment, stride=segment, memory=remembered)
 
 
 @torch.no_grad()

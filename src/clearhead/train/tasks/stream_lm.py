@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -39,14 +41,17 @@ class StreamLM(CausalLM):
         """See `Task.read`: tokens are a function of the step; the memory is what the steps before it left."""
         config = self.config
         batch = self.data.lanes("train", config.train.batch_size, config.data.context, config.train.seed, step)
+        micro_batches = self._with_memories(world, batch.tokens, batch.targets, batch.segments)
+        return micro_batches, int((batch.targets != IGNORE).sum())
+
+    def _with_memories(self, world: World, *whole_bt: npt.NDArray[np.int64]) -> list[MemoryBatch]:
+        """This process's micro-batches of a step's tokens, targets and segments, each with the memory of its rows."""
         micro_batches = []
         for index, memory in enumerate(self._memories(world)):
-            rows = rows_of(config, world, index)
-            tokens_bt, targets_bt, segments_bt = (
-                torch.from_numpy(x[rows]).to(world.device) for x in (batch.tokens, batch.targets, batch.segments)
-            )
+            rows = rows_of(self.config, world, index)
+            tokens_bt, targets_bt, segments_bt = (torch.from_numpy(x[rows]).to(world.device) for x in whole_bt)
             micro_batches.append(MemoryBatch(tokens_bt, targets_bt, segments_bt, memory))
-        return micro_batches, int((batch.targets != IGNORE).sum())
+        return micro_batches
 
     def evaluate(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 import torch.nn as nn
 
 from clearhead.data.cache import Progress
@@ -16,7 +15,6 @@ from clearhead.train.score_answers import AnswersResult, score_answers
 from clearhead.train.step import MemoryBatch
 from clearhead.train.tasks.stream_lm import StreamLM
 from clearhead.train.tasks.synthetic import answers_summary
-from clearhead.train.tasks.task import rows_of
 from clearhead.train.world import World
 
 
@@ -38,12 +36,7 @@ class SyntheticStream(StreamLM):
         train, context = self.config.train, self.config.data.context
         batch, number_b = self.data.lanes("train", train.batch_size, context, train.seed, step)
         segments_bt = number_b[:, None].repeat(context, axis=1)
-        micro_batches = []
-        for index, memory in enumerate(self._memories(world)):
-            rows = rows_of(self.config, world, index)
-            parts = (torch.from_numpy(x[rows]).to(world.device) for x in (batch.tokens, batch.targets, segments_bt))
-            tokens, targets, segments = parts
-            micro_batches.append(MemoryBatch(tokens, targets, segments, memory))
+        micro_batches = self._with_memories(world, batch.tokens, batch.targets, segments_bt)
         return micro_batches, int((batch.targets != IGNORE).sum())
 
     def evaluate(  # type: ignore[override]
