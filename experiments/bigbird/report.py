@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.admin.chart import Chart, Line, draw
-from experiments.bigbird import dna, needle, words
+from experiments.bigbird import dna, furthest, needle, words
 from experiments.running import mean_half
 
 
@@ -17,6 +17,8 @@ def page(results: Mapping[str, Any]) -> list[str]:
     if "needle" in results:
         lines += ["### The needle", "", "![accuracy by step](results/needle.svg)", ""]
         lines += [*needle_table(results["needle"]), "", "### The graph", "", *graph_table(results["needle"]), ""]
+    if "furthest" in results:
+        lines += ["### The furthest point", "", *furthest_table(results["furthest"]["runs"]), ""]
     if "words" in results:
         lines += ["### Hidden bytes of text", "", *words_table(results["words"]["runs"]), ""]
     if "dna" in results:
@@ -87,6 +89,30 @@ def graph_table(found: Mapping[str, Any]) -> list[str]:
 def _range(values: Sequence[int | None]) -> str:
     low, high = min(v or 0 for v in values), max(v or 0 for v in values)
     return str(high) if low == high else f"{low} to {high}"
+
+
+# ---- the furthest point ----
+
+
+def furthest_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Accuracy and bits by pattern and depth, one number a seed, beside what a guess is worth."""
+    lines = [
+        f"| pattern, {runs[0]['steps']} steps | keys a token sees | layers | accuracy | bits per answer |",
+        "|---|---|---|---|---|",
+    ]
+    for pattern, depths in furthest.LAYERS.items():
+        for layers in depths:
+            own = [run for run in runs if run["pattern"] == pattern and run["layers"] == layers]
+            if own:
+                own.sort(key=lambda run: run["seed"])
+                accuracy, bits = _list([f"{r['accuracy']:.3f}" for r in own]), _list([f"{r['bits']:.3f}" for r in own])
+                lines.append(f"| {pattern} | {furthest.PATTERNS[pattern][1]} | {layers} | {accuracy} | {bits} |")
+    there = 1 - (1 - 1 / furthest.POINTS) ** furthest.TOKENS
+    return [
+        *lines,
+        "",
+        f"Always naming the opposite point, without a look at the others, is right in {there:.3f} of the cases.",
+    ]
 
 
 # ---- text ----

@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.bigbird import dna, graph, needle, report, words
+from experiments.bigbird import dna, furthest, graph, needle, report, words
 from experiments.running import about, publish, read_runs, run_missing
 
 HERE = Path(__file__).parent
 STEPS = 3000
 DNA_STEPS, DNA_SEEDS = 600, 3
-WORD_STEPS = 300
+WORD_STEPS = 600
+FURTHEST_STEPS = 1000
 BY_THE_GRAPH = 500
 """Steps of a pattern whose needle cannot reach the reader: enough to see that nothing is learned."""
 
@@ -74,7 +75,25 @@ def words_hidden(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[st
     return {"runs": read_runs(out / "words.jsonl")}
 
 
-PARTS = {"needle": needles, "words": words_hidden, "dna": bases}
+def furthest_points(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, Any]:
+    """The furthest point by pattern and depth."""
+    run_missing(
+        out / "furthest.jsonl",
+        [
+            furthest.Job(pattern, layers, seed, 20 if quick else FURTHEST_STEPS)
+            for seed in range(seeds)
+            for pattern, depths in furthest.LAYERS.items()
+            for layers in depths
+        ],
+        furthest.train_one,
+        key_of_job=lambda job: (job.pattern, job.layers, job.seed, job.steps),
+        key_of_run=lambda run: (run["pattern"], run["layers"], run["seed"], run["steps"]),
+        workers=workers,
+    )
+    return {"runs": read_runs(out / "furthest.jsonl")}
+
+
+PARTS = {"needle": needles, "furthest": furthest_points, "words": words_hidden, "dna": bases}
 
 
 def main() -> None:
@@ -83,7 +102,7 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="*", choices=list(PARTS), default=None, help="default all; with --quick the needle"
     )
-    parser.add_argument("--seeds", type=int, default=2, help="of needle and words")
+    parser.add_argument("--seeds", type=int, default=2, help="of needle, furthest and words")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None, help="folder; results/ here, or a passing one with --quick")
     parser.add_argument("--quick", action="store_true", help="a few steps of one seed; README and figure stay")

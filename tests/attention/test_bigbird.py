@@ -164,6 +164,25 @@ def test_two_layers_reach_everything_with_globals_and_few_without():
     assert steps(layout(global_blocks=0), 64) <= 8
 
 
+def test_one_full_layer_finds_the_furthest_of_64_vectors_and_a_sparse_one_only_those_in_sight():
+    """The task of the paper's lower bound, with weights made by hand: queries are -x, so the smallest product wins."""
+    x_nd = torch.nn.functional.normalize(
+        torch.randn(64, 16, generator=torch.Generator().manual_seed(0)), dim=-1
+    ).double()
+    x_bhnd = x_nd[None, None]
+    furthest_n = (x_nd @ x_nd.T).argmin(-1)
+    full_nd = F.softmax_attention(-x_bhnd, x_bhnd, x_bhnd, scale=5e3)[0, 0]
+    torch.testing.assert_close(full_nd, x_nd[furthest_n], rtol=0, atol=1e-6)
+    options = {"block_size": 4, "global_blocks": 2, "window_blocks": 1, "random_blocks": 1}
+    sparse_nd = F.bigbird_attention(-x_bhnd, x_bhnd, x_bhnd, scale=5e3, **options)[0, 0]
+    spec = "bigbird:block_size=4,global_blocks=2,window_blocks=1,random_blocks=1"
+    seen_nm = attend(x_bhnd, x_bhnd, x_bhnd, spec, want=("weights",)).extras["weights"][0, 0] > 0
+    in_sight_n = seen_nm[torch.arange(64), furthest_n]
+    found_n = (sparse_nd - x_nd[furthest_n]).norm(dim=-1) < 1e-6
+    assert torch.equal(found_n, in_sight_n)
+    assert 8 < int(in_sight_n.sum()) < 48
+
+
 def test_the_operation_count_is_linear_in_length():
     """Columns that tiles hold, summed: twice the length, twice the columns, up to the dense global rows."""
 
