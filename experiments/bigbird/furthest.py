@@ -1,7 +1,7 @@
 """Furthest: each of 64 tokens is a point on a circle and must name the point furthest from it among the 64.
 
-The task behind the paper's lower bound (proposition 1): one layer of full attention sees every pair and can do it; a sparse
-pattern of few layers is not expected to. Trained through the package's own trainer on `synthetic:furthest`.
+The task behind the paper's lower bound (proposition 1): one layer of full attention sees every pair and can do it; a
+sparse pattern of few layers is not expected to. Trained through the package's own trainer on `synthetic:furthest`.
 """
 
 from __future__ import annotations

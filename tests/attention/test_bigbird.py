@@ -171,10 +171,10 @@ def test_one_full_layer_finds_the_furthest_of_64_vectors_and_a_sparse_one_only_t
     ).double()
     x_bhnd = x_nd[None, None]
     furthest_n = (x_nd @ x_nd.T).argmin(-1)
-    full_nd = F.softmax_attention(-x_bhnd, x_bhnd, x_bhnd, scale=5e3)[0, 0]
+    full_nd = F.softmax_attention(-x_bhnd, x_bhnd, x_bhnd, scale=1e6)[0, 0]
     torch.testing.assert_close(full_nd, x_nd[furthest_n], rtol=0, atol=1e-6)
     options = {"block_size": 4, "global_blocks": 2, "window_blocks": 1, "random_blocks": 1}
-    sparse_nd = F.bigbird_attention(-x_bhnd, x_bhnd, x_bhnd, scale=5e3, **options)[0, 0]
+    sparse_nd = F.bigbird_attention(-x_bhnd, x_bhnd, x_bhnd, scale=1e6, **options)[0, 0]
     spec = "bigbird:block_size=4,global_blocks=2,window_blocks=1,random_blocks=1"
     seen_nm = attend(x_bhnd, x_bhnd, x_bhnd, spec, want=("weights",)).extras["weights"][0, 0] > 0
     in_sight_n = seen_nm[torch.arange(64), furthest_n]
