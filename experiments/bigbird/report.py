@@ -119,20 +119,37 @@ def furthest_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def words_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Bits per hidden byte and accuracy by pattern, one number a seed."""
-    lines = [
-        f"| pattern, {runs[0]['steps']} steps | blocks of keys | bits per hidden byte | mean | accuracy |",
-        "|---|---|---|---|---|",
-    ]
-    for pattern, (_, blocks) in words.PATTERNS.items():
-        own = sorted((run for run in runs if run["pattern"] == pattern), key=lambda run: run["seed"])
-        if own:
-            bits = [run["nats"] / math.log(2) for run in own]
-            lines.append(
-                f"| {pattern} | {blocks} of {words.CONTEXT // words.BLOCK} | {_list([f'{b:.3f}' for b in bits])} | "
-                f"{sum(bits) / len(bits):.3f} | {_list([format(run['accuracy'], '.3f') for run in own])} |"
-            )
+    """Bits per hidden byte by pattern, one number a seed; the paired difference to full attention at the same steps."""
+    bits_of = {(run["steps"], run["pattern"], run["seed"]): run["nats"] / math.log(2) for run in runs}
+    lines: list[str] = []
+    for steps in sorted({run["steps"] for run in runs}):
+        lines += [
+            *([""] if lines else []),
+            f"| pattern, {steps} steps | blocks of keys | bits per hidden byte | mean | less full | accuracy |",
+            "|---|---|---|---|---|---|",
+        ]
+        for pattern, (_, blocks) in words.PATTERNS.items():
+            own = sorted((r for r in runs if (r["pattern"], r["steps"]) == (pattern, steps)), key=lambda r: r["seed"])
+            if own:
+                bits = [bits_of[steps, pattern, run["seed"]] for run in own]
+                cells = [
+                    pattern,
+                    f"{blocks} of {words.CONTEXT // words.BLOCK}",
+                    _list([f"{b:.3f}" for b in bits]),
+                    f"{sum(bits) / len(bits):.3f}",
+                    _less_full(bits_of, steps, pattern),
+                    _list([format(run["accuracy"], ".3f") for run in own]),
+                ]
+                lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _less_full(bits_of: Mapping[tuple[int, str, int], float], steps: int, pattern: str) -> str:
+    seeds = sorted(s for at, p, s in bits_of if (at, p) == (steps, pattern) and (steps, "full", s) in bits_of)
+    if pattern == "full" or not seeds:
+        return "-"
+    mean, half = mean_half([bits_of[steps, pattern, s] - bits_of[steps, "full", s] for s in seeds])
+    return f"{mean:+.3f}" + ("" if half is None else f" ± {half:.3f}")
 
 
 # ---- DNA ----
