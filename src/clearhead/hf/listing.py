@@ -65,8 +65,8 @@ class Table:
 
 def try_cell(entry: Entry, spec: str) -> Cell:
     """Patch a fresh model of this architecture, run every check, unpatch."""
+    from clearhead import hf
     from clearhead.hf import checks
-    from clearhead.hf.patch import patch, unpatch
 
     try:
         model = zoo.build(entry)
@@ -74,7 +74,7 @@ def try_cell(entry: Entry, spec: str) -> Cell:
         return Cell(entry.name, spec, "absent", str(error))
     before = checks.Before.of(model, entry)
     try:
-        report = patch(model, spec, probe=zoo.inputs(entry))
+        report = hf.patch(model, spec, probe=zoo.inputs(entry))
     except UserError as error:
         return Cell(entry.name, spec, "refused", " ".join(str(error).split()))
     except Exception as error:
@@ -82,7 +82,7 @@ def try_cell(entry: Entry, spec: str) -> Cell:
     passed: list[str] = []
     bad: list[str] = []
     own: list[str] = []
-    for name, run in _checks(model, entry, spec, report, before, unpatch):
+    for name, run in _checks(model, entry, spec, report, before, hf.unpatch):
         try:
             problem = run()
         except Exception as error:
