@@ -311,7 +311,7 @@ def read(given: Any, n: int, m: int, b: int, *, causal: bool, window: int | None
         raise TypeError(f"expected a tensor as mask, got {type(given).__name__}")
     if given.dim() == 2 and given.shape == (b, m) and (n, m) != (b, m) and not given.is_floating_point():
         return Seen(_own(causal, window) & hide_keys(given.bool()))
-    return _tensor(given, causal)
+    return _tensor(given, n, causal)
 
 
 def _own(causal: bool, window: int | None) -> Mask:
@@ -320,12 +320,12 @@ def _own(causal: bool, window: int | None) -> Mask:
     return Mask.window(window) if causal else Mask((Band(window - 1, window - 1),))
 
 
-def _tensor(given: Tensor, causal: bool) -> Seen:
+def _tensor(given: Tensor, n: int, causal: bool) -> Seen:
     if given.dim() not in (2, 4):
         raise ValueError(f"expected a mask [b, h, n, m] or [n, m], got shape {tuple(given.shape)}")
     full = given if given.dim() == 4 else given[None, None]
     if full.dtype == torch.bool:
-        return Seen(_visible(full, causal))
+        return Seen(_visible(full, n, causal))
     if not full.is_floating_point():
         raise TypeError(f"expected a mask of bool (True = attend) or float (added to scores), got {given.dtype}")
     if full.shape[2] > 1 and full.stride(2) == 0:
@@ -333,15 +333,16 @@ def _tensor(given: Tensor, causal: bool) -> Seen:
     seen = full > torch.finfo(full.dtype).min / 2
     added = torch.where(seen, full, 0.0)
     plain = not given.requires_grad and not torch.compiler.is_compiling() and not bool(added.any())
-    return Seen(_visible(seen, causal), None if plain else DenseBias(added))
+    return Seen(_visible(seen, n, causal), None if plain else DenseBias(added))
 
 
-def _visible(seen: Tensor, causal: bool) -> Mask:
+def _visible(seen: Tensor, n: int, causal: bool) -> Mask:
     if seen.shape[2] > 1 and seen.stride(2) == 0:
         seen = seen[:, :, :1]  # one row, shown n times
-    if seen.shape[1:3] == (1, 1):
+    causal = causal and seen.shape[2] == n and not torch.compiler.is_compiling()
+    if seen.shape[1:3] == (1, 1) and not causal:
         return hide_keys(seen[:, 0, 0])
-    if causal and not torch.compiler.is_compiling():
+    if causal:
         return _causal_part(seen)
     return Mask.dense(seen)
 
@@ -351,10 +352,10 @@ def _causal_part(seen: Tensor) -> Mask:
     begins, and a mechanism without scores can take it."""
     n, m = seen.shape[-2:]
     dense = Mask.dense(seen)
-    if n == 1 or seen.shape[1] > 1:
+    if seen.shape[1] > 1:
         return dense
     reach = int((seen.any(dim=2).any(dim=0)[0] * torch.arange(1, m + 1, device=seen.device)).amax())
-    for offset in dict.fromkeys((m - n, reach - n)):  # a buffer of a static cache is longer than what it holds
+    for offset in dict.fromkeys((reach - n, m - n)):  # a static cache's buffer is longer than what it holds
         plain = Mask.causal(offset) & hide_keys(seen.any(dim=2)[:, 0])
         if offset >= 0 and torch.equal(_all_of(plain, seen), seen):
             return plain

@@ -266,9 +266,11 @@ def _make() -> list[Entry]:
     other("vision", "dinov2", "Dinov2", _VIT)
     other("vision", "swin", "Swin", _SWIN)
     other("vision", "swinv2", "Swinv2", _SWIN)
-    other("vision", "siglip_vision_model", "SiglipVision", _VIT)
+    other("vision", "siglip_vision_model", "SiglipVision", _VIT | {"vision_use_head": False})
+    other("vision", "siglip_vision_model-pooled", "SiglipVision", _VIT, count=3)
     other("vision", "clip_vision_model", "CLIPVision", _VIT)
-    other("vision", "vit_mae", "ViTMAE", _VIT | {"mask_ratio": 0.0})
+    other("vision", "vit_msn", "ViTMSN", _VIT)
+    other("vision", "ijepa", "IJepa", _VIT)
 
     # -- sound ------------------------------------------------------------------------------------------------------
     other("speech", "wav2vec2", "Wav2Vec2", _WAV)

@@ -53,10 +53,10 @@ def refuse(model: nn.Module, spec: AttentionSpec) -> None:
     """Raise `UserError` for a sparse model and a spec that would make it dense."""
     for module in model.modules():
         if isinstance(module, BigBirdBlockSparseAttention) and not isinstance(spec.pattern, BigBird):
-            sizes = f"block_size={module.block_size},random_blocks={module.num_random_blocks}"
+            own = BigBird(block_size=module.block_size, random_blocks=module.num_random_blocks)
             raise UserError(
-                f"big_bird: this model's attention is block-sparse and {str(spec)!r} would see every key; take "
-                f"{str(spec)}+bigbird:{sizes} (its own sizes), or give the model original_full attention first"
+                f"big_bird: this model's attention is block-sparse, and {str(spec)!r} sees other keys; take a spec with "
+                f"the pattern {own} (the model's own sizes), or load it with attention_type='original_full'"
             )
 
 
