@@ -217,6 +217,7 @@ def _make() -> list[Entry]:
     decoder("xglm", "XGLM", {"vocab_size": VOCABULARY, "d_model": WIDTH, "num_layers": LAYERS,
                              "attention_heads": HEADS, "ffn_dim": HIDDEN, "max_position_embeddings": 64})  # fmt: skip
     decoder("openai-gpt", "OpenAIGPT", _GPT, "OpenAIGPTLMHeadModel")
+    decoder("imagegpt", "ImageGPT", _GPT, "ImageGPTForCausalImageModeling")
     decoder("biogpt", "BioGpt", _BERT)
 
     # -- encoders ---------------------------------------------------------------------------------------------------

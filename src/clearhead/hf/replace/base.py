@@ -13,7 +13,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from clearhead.attention.mask import Mask
-from clearhead.attention.terms import Band
+from clearhead.attention.terms import Band, Causal
 
 if TYPE_CHECKING:
     _Module = nn.Module
@@ -25,6 +25,8 @@ class Interface(_Module):
     """Mixed in before a class of transformers: computes with the function registered for this module."""
 
     clearhead_config: Any
+    clearhead_weights = False
+    """Whether the call that runs was asked for weights: for stand-ins that replace a method below `forward`."""
 
     def interface(
         self, q_bhnd: Tensor, k_bgmd: Tensor, v_bgmd: Tensor, mask: Any, *, scaling: float, dropout: float = 0.0,
@@ -33,11 +35,34 @@ class Interface(_Module):
         """Attention as an interface model would ask for it. Returns out [b, n, h, d], and weights or None."""
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+        if self.clearhead_weights:
+            keywords = keywords | {"output_attentions": True}
         function = ALL_ATTENTION_FUNCTIONS[self.clearhead_config._attn_implementation]
         out_bnhd, weights = function(
             self, q_bhnd, k_bgmd, v_bgmd, mask, dropout=dropout if self.training else 0.0, scaling=scaling, **keywords
         )
         return out_bnhd, weights
+
+
+class KeepsForward(Interface):
+    """For an original whose `forward` stays, and calls a method that is replaced."""
+
+    def forward(self, *inputs: Any, output_attentions: bool | None = False, **keywords: Any) -> Any:
+        """As the original's."""
+        self.clearhead_weights = bool(output_attentions)
+        return super().forward(*inputs, output_attentions=output_attentions, **keywords)  # type: ignore[misc]
+
+
+def causal_too(mask: Any) -> Any:
+    """Causality on a mask of keys, for a model whose attention adds it by itself."""
+    from clearhead.hf.masks import VisibleKeys
+
+    if isinstance(mask, VisibleKeys):
+        return replace(mask, mask=Mask((Causal(), *mask.mask.terms), mask.mask.offset))
+    seen = visible(mask)
+    if seen is None:
+        return None
+    return seen & torch.ones(seen.shape[-2:], dtype=torch.bool, device=seen.device).tril(seen.shape[-1] - seen.shape[-2])
 
 
 def weights_if(asked: Any) -> dict[str, bool]:

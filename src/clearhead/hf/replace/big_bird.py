@@ -40,7 +40,11 @@ class ClearheadBigBirdBlockSparseAttention(_BigBird, BigBirdBlockSparseAttention
         p = 0.0
 
     dropout = _NoDropout()  # the original drops no weights
-    layer_idx = None
+
+    @property
+    def layer_idx(self) -> int:
+        """The layer's number, which the original draws its random blocks by."""
+        return int(self.seed)
 
 
 CLASSES: dict[str, type[nn.Module]] = {

@@ -8,10 +8,10 @@ import torch.nn as nn
 from torch import Tensor
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
-from clearhead.hf.replace.base import Interface
+from clearhead.hf.replace.base import KeepsForward
 
 
-class ClearheadCodeGenAttention(Interface, CodeGenAttention):
+class ClearheadCodeGenAttention(KeepsForward, CodeGenAttention):
     """`CodeGenAttention` with the patched attention."""
 
     is_causal = True

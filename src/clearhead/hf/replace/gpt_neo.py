@@ -8,10 +8,10 @@ import torch.nn as nn
 from torch import Tensor
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
-from clearhead.hf.replace.base import Interface, within_window
+from clearhead.hf.replace.base import KeepsForward, within_window
 
 
-class ClearheadGPTNeoSelfAttention(Interface, GPTNeoSelfAttention):
+class ClearheadGPTNeoSelfAttention(KeepsForward, GPTNeoSelfAttention):
     """`GPTNeoSelfAttention` with the patched attention; its local layers see `config.window_size` keys."""
 
     def _attn(

@@ -8,16 +8,16 @@ import torch.nn as nn
 from torch import Tensor
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
-from clearhead.hf.replace.base import Interface
+from clearhead.hf.replace.base import KeepsForward
 
 
-class ClearheadGPTJAttention(Interface, GPTJAttention):
+class ClearheadGPTJAttention(KeepsForward, GPTJAttention):
     """`GPTJAttention` with the patched attention."""
 
     def _attn(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None
     ) -> tuple[Tensor, Tensor | None]:
-        # As the original: queries and keys in float32 before scores, whatever the dtype of the rest.
+        # Rotary positions may have raised queries and keys to float32; scores are made in float32 by themselves.
         out_bnhd, weights = self.interface(
             query.to(value.dtype), key.to(value.dtype), value, attention_mask,
             scaling=1.0 / float(self.scale_attn), dropout=self.attn_dropout.p,

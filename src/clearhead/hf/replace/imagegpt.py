@@ -8,10 +8,10 @@ import torch.nn as nn
 from torch import Tensor
 from transformers.models.imagegpt.modeling_imagegpt import ImageGPTAttention
 
-from clearhead.hf.replace.base import Interface
+from clearhead.hf.replace.base import KeepsForward, causal_too
 
 
-class ClearheadImageGPTAttention(Interface, ImageGPTAttention):
+class ClearheadImageGPTAttention(KeepsForward, ImageGPTAttention):
     """`ImageGPTAttention` with the patched attention."""
 
     @property
@@ -22,6 +22,8 @@ class ClearheadImageGPTAttention(Interface, ImageGPTAttention):
     def _attn(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None
     ) -> tuple[Tensor, Tensor | None]:
+        # The model's masks are of keys alone; causality is the attention's.
+        attention_mask = attention_mask if self.is_cross_attention else causal_too(attention_mask)
         scaling = float(value.shape[-1]) ** -0.5 if self.scale_attn_weights else 1.0
         if self.scale_attn_by_inverse_layer_idx:
             scaling /= float(self.layer_idx + 1)

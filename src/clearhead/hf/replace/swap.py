@@ -88,7 +88,8 @@ def remove(model: nn.Module) -> None:
     """Give back what `install` changed (not what `tell` set); nothing happens to a model without replacements."""
     for owner, attribute, value in reversed(model.__dict__.pop(UNDO, [])):
         if attribute == CONFIG:
-            owner.__dict__.pop(attribute, None)
+            for kept in (CONFIG, "clearhead_weights"):
+                owner.__dict__.pop(kept, None)
         else:
             setattr(owner, attribute, value)
 
