@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class TemperatureOptions:
+    """How temperatures are made."""
 
 
 def of(module: Any, query: Any, key: Any, value: Any, mask: Any) -> Any:
