@@ -118,9 +118,12 @@ def _attend(
 ) -> AttentionOutput:
     want = ("weights",) if asked.weights or weights_are_collected() else ()
     taus = None if spec.temperature is None else temperatures.of(module, query, key, value, mask)
-    added = _sum(asked.position_bias, mask_bias, key.shape[2])
+    structured = asked.position_bias if isinstance(asked.position_bias, Bias) else None
+    if structured is not None and mask_bias is not None:
+        raise ValueError(f"a mask of numbers beside {type(structured).__name__} is not handled; give a bool mask")
+    added = None if isinstance(asked.position_bias, Bias) else _sum(asked.position_bias, mask_bias, key.shape[2])
     if asked.softcap is None and asked.sinks is None:
-        bias: Bias | None = None if added is None else DenseBias(added)
+        bias: Bias | None = structured if added is None else DenseBias(added)
         return attend(
             query, key, value, spec, mask=mask, bias=bias, temperatures=taus, scale=scaling, dropout_p=dropout,
             want=want,

@@ -13,6 +13,7 @@ from clearhead.attention.spec import AttentionSpec, Full, Laser, Performer
 from clearhead.errors import UserError
 from clearhead.hf import probe as probes
 from clearhead.hf import temperatures
+from clearhead.hf.replace.swap import find, install, remove
 from clearhead.hf.function import LAYER, Layer, refuse_empty
 from clearhead.hf.register import (
     STATE,
@@ -65,6 +66,7 @@ def patch(
     parameters = sum(p.numel() for p in model.parameters())
     try:
         runs: Runs = [(model, dict(probe) if probe is not None else probes.make_batch(model))]
+        install(model, find(model, spec))
         called = _discover(model, runs, state, made_up=probe is None)
         layers = _label(model, called, state)
         _refuse_dropout(model, spec, runs, state)
@@ -107,6 +109,7 @@ def unpatch(model: nn.Module) -> None:
 
 def _take_back(model: nn.Module, state: PatchState) -> None:
     put_back(model, state.implementations)
+    remove(model)
     temperatures.remove(model)
     _unlabel(model, state)
     for key, hook in list(model._forward_hooks.items()):
