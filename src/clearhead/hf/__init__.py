@@ -1,0 +1,1 @@
+"""Hugging Face models with clearhead's attention: patch, unpatch, save, load."""
