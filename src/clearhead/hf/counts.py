@@ -6,9 +6,8 @@ For a query, n is the number of keys it sees. For a value it depends on how atte
 - both ways: the number of keys that its own token sees, because a place says nothing about how many keys compete.
 - cross: the number of keys of its source.
 
-The mask is what decides, not position ids: left padding, packed documents, static caches with empty slots and beams are
-all in it. One thing is not: a cache that dropped the keys a window has passed no longer shows how many there were, and
-there the call's position ids are read (`generate` makes them, counted from the first real token).
+The mask decides, never position ids: left padding, packed documents, caches with empty slots and beams are all in it.
+A cache that has dropped what a window passed is not: how many tokens of each row are gone is handed over beside it.
 
 Legend: b batch, h query heads, g key/value heads, n query rows, m keys. A dimension of 1 stands for all.
 """
@@ -22,7 +21,6 @@ from clearhead.attention.blocks import Blocks
 from clearhead.attention.mask import Mask
 from clearhead.attention.spec import AttentionSpec
 from clearhead.attention.terms import Band, Dense, Segments
-from clearhead.errors import UserError
 
 
 def query_counts(spec: AttentionSpec, mask: Mask, heads: int, n: int, m: int, device: torch.device) -> Tensor:
@@ -38,16 +36,17 @@ def value_counts(
     m: int,
     kv_heads: int,
     *,
-    window: int | None = None,
-    position_ids: Tensor | None = None,
+    windowed: bool = False,
+    dropped: Tensor | int = 0,
 ) -> Tensor:
     """What the values count, [1|b, 1|g, m or 1]; see the top of this file.
 
     Args:
         role: causal | bidirectional | cross.
         seen: `query_counts` of the call.
-        window: the call's own sliding window, if its mask has one in it.
-        position_ids: [1|b, n], 0-based, of the call's tokens; read only where a window may have dropped keys.
+        mask: of the call, without the spec's pattern.
+        windowed: a sliding window is in the mask.
+        dropped: tokens before the first key that a cache no longer holds: a number, or [b].
     """
     if role == "cross":
         return _by_group(seen, kv_heads).amax(dim=-1, keepdim=True)
@@ -57,19 +56,8 @@ def value_counts(
         return _by_group(seen, kv_heads)
     if role != "causal":
         raise ValueError(f"role: expected causal, bidirectional or cross, got {role!r}")
-    if window is not None and n < m and m >= window:
-        return _places_behind_a_window(mask, n, m, window, position_ids, seen.device)
-    dense = [term.mask for term in mask.terms if isinstance(term, Dense)]
-    if not dense:
-        return _places(mask, m, seen.device)
-    whole = mask.dense_tensor(n, m, seen.device)
-    assert whole is not None
-    whole_b1nm = whole[:, :1].expand(-1, -1, n, m)
-    if n != m:
-        return _places_of_keys(whole_b1nm)
-    if window is None and not any(isinstance(term, Band | Blocks) for term in mask.terms):
-        return whole_b1nm.sum(-1)  # a token sees its whole past, itself included
-    return _places_in_windows(whole_b1nm)
+    gone = dropped.view(-1, 1, 1) if isinstance(dropped, Tensor) else dropped
+    return _places(mask, n, m, seen.device, windowed) + gone
 
 
 def _by_group(seen: Tensor, kv_heads: int) -> Tensor:
@@ -79,19 +67,21 @@ def _by_group(seen: Tensor, kv_heads: int) -> Tensor:
     return seen.unflatten(1, (kv_heads, -1)).amax(dim=2)
 
 
-def _places(mask: Mask, m: int, device: torch.device) -> Tensor:
-    """Of a mask made of terms: how many keys of its document stand before each key, itself included."""
-    terms = [term for term in mask.terms if not isinstance(term, Band | Blocks)]
-    square = tuple(Segments(term.key, term.key) if isinstance(term, Segments) else term for term in terms)
-    return Mask(square, 0).visible_count(m, m, device)
-
-
-def _places_of_keys(seen_b1nm: Tensor) -> Tensor:
-    """Rows that look back on a cache: the place of a key is how many keys up to it a row sees that sees it too.
-
-    All rows of its document say the same.
-    """
-    return (seen_b1nm.long().cumsum(-1) * seen_b1nm).amax(dim=-2)
+def _places(mask: Mask, n: int, m: int, device: torch.device, windowed: bool) -> Tensor:
+    """Of each key that is held, how many of its document's are held up to it: [1|b, 1, m]."""
+    if not any(isinstance(term, Dense) and term.mask.shape[-2] > 1 for term in mask.terms):
+        terms = [term for term in mask.terms if not isinstance(term, Band | Blocks)]
+        square = tuple(Segments(term.key, term.key) if isinstance(term, Segments) else term for term in terms)
+        return Mask(square, 0).visible_count(m, m, device)
+    whole = mask.dense_tensor(n, m, device)
+    assert whole is not None
+    whole_b1nm = whole[:, :1].expand(-1, -1, n, m)
+    if n == m:
+        return _places_in_windows(whole_b1nm) if windowed else whole_b1nm.sum(-1)
+    if windowed:
+        return _places_behind_a_window(whole_b1nm)
+    # A key's place is how many keys up to it a row sees that sees it too; all rows of its document say the same.
+    return (whole_b1nm.long().cumsum(-1) * whole_b1nm).amax(dim=-2)
 
 
 def _places_in_windows(seen_b1mm: Tensor) -> Tensor:
@@ -103,25 +93,8 @@ def _places_in_windows(seen_b1mm: Tensor) -> Tensor:
     return counted - before
 
 
-def _places_behind_a_window(
-    mask: Mask, n: int, m: int, window: int, position_ids: Tensor | None, device: torch.device
-) -> Tensor:
-    """Fewer rows than keys and a window: the keys stand in a row, and the last row's last visible key is its own.
-
-    While that row sees fewer keys than the window has, nothing is missing and what it sees is its place.
-    """
-    if position_ids is None:
-        raise UserError(
-            "selective temperatures with a sliding window and a cache need position_ids in the call, because the cache "
-            "drops what the window has passed; this model does not hand them on, so decode without a cache, or use "
-            "TemperatureOptions(parts='token')"
-        )
-    whole = mask.dense_tensor(n, m, device)
-    place = torch.arange(m, device=device)
-    last_b1 = torch.full((1, 1), m - 1, device=device)
-    seen_b1 = last_b1 + 1
-    if whole is not None:
-        row_bm = whole[:, 0, -1].long()
-        last_b1, seen_b1 = (row_bm * place).amax(dim=-1, keepdim=True), row_bm.sum(dim=-1, keepdim=True)
-    own_b1 = torch.where(seen_b1 < window, seen_b1, position_ids[:, -1:].long() + 1)
-    return (own_b1 - last_b1 + place)[:, None].clamp_min(1)
+def _places_behind_a_window(seen_b1nm: Tensor) -> Tensor:
+    """Fewer rows than keys and windows: one document, whose keys are those that some row sees, and all between them."""
+    some_b1m = seen_b1nm.any(dim=-2).long()
+    begun = some_b1m.cummax(dim=-1).values
+    return begun.cumsum(-1).clamp_min(1)

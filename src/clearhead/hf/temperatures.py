@@ -49,7 +49,6 @@ _READING = "_clearhead_reading"
 class Reading:
     """What `of` must know of one attention module."""
 
-    path: str
     query: Slice | None
     """The projection that is kept; None: the queries have no temperature that reads one."""
     check: Slice | None
@@ -102,7 +101,7 @@ def _selective(
         )  # fmt: skip
         reads = "query" in options.on
         check = found.value if found.query.fused else None
-        made[path] = (Reading(path, found.query if reads else None, check, options), temperatures)
+        made[path] = (Reading(found.query if reads else None, check, options), temperatures)
     return made
 
 
@@ -115,11 +114,11 @@ def _learned(model: nn.Module, paths: list[str]) -> dict[str, tuple[Reading, Lea
         heads = rules.head_count(model.get_submodule(path), around)
         if heads is None:
             raise UserError(f"{path}: nothing says how many heads it has, which learned temperatures are one for each")
-        made[path] = (Reading(path, None, None, None), LearnedTemperatures(heads))
+        made[path] = (Reading(None, None, None), LearnedTemperatures(heads))
     return made
 
 
-def uninstall(model: nn.Module) -> None:
+def remove(model: nn.Module) -> None:
     """Take away what `install` added."""
     for module in list(model.modules()):
         if _READING in module.__dict__:
@@ -138,9 +137,9 @@ def of(
     mask: Mask,
     spec: AttentionSpec,
     *,
-    role: str = "causal",
-    window: int | None = None,
-    position_ids: Tensor | None = None,
+    role: str,
+    windowed: bool = False,
+    dropped: Tensor | int = 0,
 ) -> Temperatures | None:
     """The temperatures of one call of the attention function, or None for a module that has none.
 
@@ -148,8 +147,7 @@ def of(
         module, query, key, value: as the attention function gets them, [b, h, n, d] and [b, g, m, d].
         mask: what the call lets its queries see, without the spec's own pattern.
         role: causal | bidirectional | cross.
-        window: the call's sliding window, when the mask has one in it.
-        position_ids: of the call's tokens, [1|b, n]; see `counts`.
+        windowed, dropped: a sliding window in the mask, and what a cache has dropped behind it; see `counts`.
 
     Raises `UserError` where the projection of the queries did not run, and where it is not what the function got.
     """
@@ -169,7 +167,7 @@ def of(
         seen = query_counts(spec, mask, query.shape[1], n, m, query.device)
         if "value" in options.on:
             groups = value.shape[1]
-            own = value_counts(role, seen, mask, n, m, groups, window=window, position_ids=position_ids)
+            own = value_counts(role, seen, mask, n, m, groups, windowed=windowed, dropped=dropped)
     return temperatures(q_bnp, None, v_bmp, Geometry(positions=one[0], mask=mask, visible=seen, own=own))
 
 
@@ -199,14 +197,14 @@ def _kept(module: nn.Module, reading: Reading, query: Tensor, value: Tensor) -> 
     answer = module.get_submodule(reading.query.child).__dict__.pop(_KEPT, None)
     if answer is None:
         raise UserError(
-            f"{reading.path}: its query projection {reading.query.child!r} did not run before the attention function; "
+            f"its query projection {reading.query.child!r} did not run before the attention function; "
             f"selective temperatures cannot be read from this model"
         )
     if reading.check is not None and query.shape[2] == value.shape[2] and not torch.compiler.is_compiling():
         values = reading.check.read(answer).reshape(value.shape[0], value.shape[2], -1)
         if not torch.allclose(values.float(), value.transpose(1, 2).flatten(2).float(), rtol=1e-3, atol=1e-4):
             raise UserError(
-                f"{reading.path}: the slices of {reading.query.child!r} do not lie as expected (the values read from "
+                f"the slices of {reading.query.child!r} do not lie as expected (the values read from "
                 f"it are not the values that attention gets); selective temperatures cannot be read from this model"
             )
         module.__dict__[_READING] = replace(reading, check=None)

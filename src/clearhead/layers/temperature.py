@@ -61,7 +61,7 @@ class TokenPart(nn.Module):
 
     def forward(self, projection_btp: Tensor) -> Tensor:
         """See the class."""
-        vector_hp = self.vector
+        vector_hp: Tensor = self.vector
         if self.granularity == "head_slice":  # one product with zeros between heads is faster than one per head
             vector_hp = torch.block_diag(*self.vector)
         hidden_btp = F.gelu(projection_btp)
