@@ -104,7 +104,9 @@ def test_without_clearhead_it_is_the_plain_model_and_says_what_is_lost(tmp_path:
     assert f"{MARKER}.laser" in done.stderr  # transformers' own report
 
 
-def test_loading_is_quiet_and_takes_from_pretraineds_keywords(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_is_quiet_and_takes_from_pretraineds_keywords(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     selective("llama").float().save_pretrained(tmp_path)
     transformers.logging.set_verbosity_warning()
     try:
