@@ -94,7 +94,7 @@ def make_function(spec: AttentionSpec) -> Callable[..., Answer]:
                 listener(Seen(module, mask.is_causal, query.shape[2], key.shape[2], dropout, keywords.given(others)))
             key, value = _held(mask, query.shape[2], key, value)
             own = spec if layer.role != "cross" or isinstance(spec.pattern, Full) else replace(spec, pattern=Full())
-            answer = _attend(module, query, key, value, own, mask, seen.bias, asked, dropout, scaling)
+            answer = _attend(module, layer, query, key, value, own, mask, seen, asked, dropout, scaling)
         except (ValueError, TypeError) as error:
             raise UserError(f"{layer.name}: {error}") from error
         weights = answer.extras.get("weights")
@@ -106,22 +106,28 @@ def make_function(spec: AttentionSpec) -> Callable[..., Answer]:
 
 def _attend(
     module: nn.Module,
+    layer: Layer,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     spec: AttentionSpec,
     mask: Mask,
-    mask_bias: DenseBias | None,
+    seen: masks.Seen,
     asked: keywords.Asked,
     dropout: float,
     scaling: float | None,
 ) -> AttentionOutput:
     want = ("weights",) if asked.weights or weights_are_collected() else ()
-    taus = None if spec.temperature is None else temperatures.of(module, query, key, value, mask)
+    taus = None
+    if spec.temperature is not None:
+        windowed = asked.sliding_window is not None
+        taus = temperatures.of(
+            module, query, key, value, mask, spec, role=layer.role, windowed=windowed, dropped=seen.dropped
+        )
     structured = asked.position_bias if isinstance(asked.position_bias, Bias) else None
-    if structured is not None and mask_bias is not None:
+    if structured is not None and seen.bias is not None:
         raise ValueError(f"a mask of numbers beside {type(structured).__name__} is not handled; give a bool mask")
-    added = None if isinstance(asked.position_bias, Bias) else _sum(asked.position_bias, mask_bias, key.shape[2])
+    added = None if isinstance(asked.position_bias, Bias) else _sum(asked.position_bias, seen.bias, key.shape[2])
     if asked.softcap is None and asked.sinks is None:
         bias: Bias | None = structured if added is None else DenseBias(added)
         return attend(

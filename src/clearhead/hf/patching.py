@@ -12,8 +12,7 @@ from clearhead.anatomy.find import unwrap
 from clearhead.attention.spec import AttentionSpec, Full, Laser, Performer
 from clearhead.errors import UserError
 from clearhead.hf import probe as probes
-from clearhead.hf import temperatures
-from clearhead.hf.replace.swap import find, install, remove
+from clearhead.hf import store, temperatures
 from clearhead.hf.function import LAYER, Layer, refuse_empty
 from clearhead.hf.register import (
     STATE,
@@ -25,6 +24,7 @@ from clearhead.hf.register import (
     too_new,
     transformers_or_error,
 )
+from clearhead.hf.replace.swap import find, install, remove
 from clearhead.hf.report import LayerReport, PatchReport
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def patch(
         parameters=total,
         notes=tuple(notes),
     )
+    store.remember(model, spec, state.modules, temperature)
     return state.report
 
 
@@ -111,6 +112,7 @@ def _take_back(model: nn.Module, state: PatchState) -> None:
     put_back(model, state.implementations)
     remove(model)
     temperatures.remove(model)
+    store.forget(model)
     _unlabel(model, state)
     for key, hook in list(model._forward_hooks.items()):
         if hook is refuse_empty:
