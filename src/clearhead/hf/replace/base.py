@@ -62,9 +62,7 @@ def causal_too(mask: Any) -> Any:
     seen = visible(mask)
     if seen is None:
         return None
-    return seen & torch.ones(seen.shape[-2:], dtype=torch.bool, device=seen.device).tril(
-        seen.shape[-1] - seen.shape[-2]
-    )
+    return seen & torch.ones(seen.shape[-2:], dtype=torch.bool, device=seen.device).tril(seen.shape[-1] - seen.shape[-2])
 
 
 def weights_if(asked: Any) -> dict[str, bool]:
