@@ -76,7 +76,9 @@ def test_a_pattern_leaves_cross_attention_whole_and_says_so(name):
 
 
 @pytest.mark.parametrize("name", ["gptj", "falcon", "bloom", "gpt_neo"])
-def test_a_model_that_ignores_the_interface_is_refused_by_the_name_of_its_layer(name):
+def test_a_model_that_ignores_the_interface_is_refused_by_the_name_of_its_layer(name, monkeypatch):
+    """Where nothing stands in for its classes."""
+    monkeypatch.setattr("clearhead.hf.patching.find", lambda model, spec: {})
     model = build(name)
     before = shape_of(model)
     with pytest.raises(UserError, match=r"(h\.0\.|layers\.0\.).*does not call") as caught:
@@ -173,8 +175,8 @@ def test_towers_that_words_do_not_reach_are_probed_alone():
     """A language model that sees pictures: the made-up words reach its decoder, made-up pictures its tower."""
     import transformers
 
-    text = transformers.LlamaConfig(**hf_models._LLAMA)
-    vision = transformers.CLIPVisionConfig(**hf_models._VIT)
+    text = transformers.LlamaConfig(**hf_models.MODELS["llama"][2])
+    vision = transformers.CLIPVisionConfig(**hf_models.MODELS["vit"][2])
     config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=5)
     model = transformers.LlavaForConditionalGeneration(config).eval()
     before = shape_of(model)

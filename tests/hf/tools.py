@@ -14,7 +14,7 @@ from tests.anatomy import hf_models
 SPARSE = "bigbird:block_size=2,global_blocks=1,window_blocks=1,random_blocks=1"
 """A pattern that hides keys of a dozen tokens already."""
 VOCABULARY = hf_models.VOCABULARY
-_LLAMA = hf_models._LLAMA
+_LLAMA = hf_models.MODELS["llama"][2]
 _EXTRA: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral-window": ("MistralForCausalLM", "MistralConfig", _LLAMA | {"sliding_window": 4}),
     "gemma3-window": (
