@@ -46,7 +46,8 @@ def read_ctranslate2(path: Path) -> CTranslate2File:
     cursor = _Cursor(path)
     form = cursor.number("I")
     if form not in FORMATS:
-        raise UserError(f"{path} is no CTranslate2 model of format {FORMATS[0]} to {FORMATS[-1]}: it begins with {form}")
+        known = f"{FORMATS[0]} to {FORMATS[-1]}"
+        raise UserError(f"{path} is no CTranslate2 model of format {known}: it begins with {form}")
     specification, revision = cursor.string(), cursor.number("I")
     arrays: dict[str, np.ndarray] = {}
     for _ in range(cursor.number("I")):
@@ -82,7 +83,7 @@ class _Cursor:
 
     def take(self, count: int) -> memoryview:
         if self._at + count > len(self._bytes):
-            raise UserError(f"{self._path} ends at byte {len(self._bytes):,}, in the middle of a value; it is cut short")
+            raise UserError(f"{self._path} is cut short: it ends at byte {len(self._bytes):,}, amid a value")
         self._at += count
         return self._bytes[self._at - count : self._at]
 

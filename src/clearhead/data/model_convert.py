@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clearhead.data.cache import Progress, tell, write_json
 from clearhead.errors import UserError
@@ -45,7 +45,9 @@ def convert(model: PretrainedModel, archive: Path, folder: Path, progress: Progr
             return _from_bert(config, weights, vocabulary, folder)
         from clearhead.data.whisper_convert import write_whisper
 
-        return write_whisper(*members, folder)
+        config, weights, tokenizer = members
+        write_whisper(config, weights, tokenizer, folder)
+        return {}
 
 
 def _take(model: PretrainedModel, archive: Path, folder: Path) -> list[Path]:
@@ -72,7 +74,7 @@ def _from_gguf(weights: Path, folder: Path) -> dict[str, str]:
         tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
         model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.bfloat16)
         # What transformers remembers of the quantised file keeps it from saving the model that it has become.
-        model.hf_quantizer = None
+        setattr(model, "hf_quantizer", None)  # noqa: B010  (not declared on the class)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.config._name_or_path = ""
@@ -114,7 +116,8 @@ def _belongs_to_masked_lm(name: str) -> bool:
 def _save(state: dict[str, Tensor], folder: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    whole = {name: value.contiguous() for name, value in state.items()}
+    save_file(whole, folder / "model.safetensors", {"format": "pt"})
 
 
 @contextmanager

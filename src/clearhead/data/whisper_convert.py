@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,20 @@ from clearhead.errors import UserError
 _END = 50256
 _START = 50257
 _NO_TIMESTAMPS = 50362
-_SETTINGS = ("activation", "alibi", "alignment_heads", "alignment_layer", "num_heads", "pre_norm", "scale_embeddings")
-_SETTINGS += ("start_from_zero_embedding",)
+_SETTINGS = (
+    "activation",
+    "alibi",
+    "alignment_heads",
+    "alignment_layer",
+    "num_heads",
+    "pre_norm",
+    "scale_embeddings",
+    "start_from_zero_embedding",
+)
+"""Numbers beside the weights; only the heads are read."""
 
 
-def write_whisper(config: Path, weights: Path, tokenizer: Path, folder: Path) -> dict[str, str]:
+def write_whisper(config: Path, weights: Path, tokenizer: Path, folder: Path) -> None:
     """Write weights (fp16), config, generation config, tokenizer and feature extractor of an English-only Whisper.
 
     Raises:
@@ -61,7 +69,6 @@ def write_whisper(config: Path, weights: Path, tokenizer: Path, folder: Path) ->
         },
     )
     write_json(folder / "preprocessor_config.json", _feature_extractor(state))
-    return {}
 
 
 def _placed(found: CTranslate2File, source: str) -> Iterator[tuple[str, np.ndarray]]:
