@@ -6,6 +6,7 @@ No code of a package runs. A `.bin` is read with `weights_only=True`, which buil
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import tempfile
 import zipfile
@@ -87,11 +88,19 @@ def _from_bert(config: Path, weights: Path, vocabulary: Path, folder: Path) -> d
     """A BERT checkpoint of an own class to `BertForMaskedLM`: the encoder and the masked-token head."""
     import torch
 
-    state: dict[str, Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{weights.name} holds more than tensors and is not read: {str(error).splitlines()[0]}"
+        ) from error
     kept = {name: value for name, value in state.items() if _belongs_to_masked_lm(name)}
     tied = ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight")
     if not torch.equal(state[tied[0]], state[tied[1]]):
         raise UserError(f"{weights.name}: the head's weights are not the embedding's, as BertForMaskedLM takes them")
+    bias = state["cls.predictions.bias"]
+    if not torch.equal(bias, state.get("cls.predictions.decoder.bias", bias)):
+        raise UserError(f"{weights.name}: the head has two biases that differ; BertForMaskedLM has one")
     _save(kept, folder)
     settings = json.loads(config.read_text(encoding="utf-8"))
     for old in ("_name_or_path", "transformers_version", "gradient_checkpointing", "position_embedding_type"):
