@@ -24,8 +24,8 @@ def stir(model: nn.Module) -> None:
 
 
 def selective(name: str, spec: str = SPEC, **changes: Any) -> Any:
-    """A tiny model, patched and stirred, in eval mode."""
-    model = louder(build(name, **changes)).eval()
+    """A tiny model in float64, patched and stirred, in eval mode."""
+    model = louder(build(name, **changes)).double().eval()
     ch.hf.patch(model, spec)
     stir(model)
     return model

@@ -22,7 +22,7 @@ pytest.importorskip("transformers")
 ALL = ("llama", "gpt2", "bert", "t5", "bart", "whisper", "vit", "gpt_neox", "phi3", "qwen3", "gemma2", "olmo2")
 DECODERS = ("llama", "gpt2", "gpt_neox", "phi3", "qwen3")
 WINDOWED = {"mistral": {"sliding_window": 4}, "gemma2": {"sliding_window": 4}}
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
 
 # ---- at the start ---------------------------------------------------------------------------------------------------
@@ -147,6 +147,8 @@ def test_cached_cross_attention_equals_the_full_forward(name: str) -> None:
     """Cross attention's values are made once; their temperatures are right at every later step."""
     model = selective(name)
     batch = {key: value for key, value in batch_for(name).items() if key != "labels"}
+    if name == "whisper":
+        batch["input_features"] = batch["input_features"].double()
     rows = next(iter(batch.values())).shape[0]
     target = ids(rows, 6)
     with torch.no_grad():
@@ -203,7 +205,7 @@ def test_packed_documents_are_each_alone(name: str, changes: dict[str, Any]) -> 
     model, first, second = selective(name, **changes), ids(1, 7), ids(1, 6, seed=9)
     positions = torch.cat((torch.arange(7), torch.arange(6)))[None]
     with torch.no_grad():
-        packed = model(torch.cat((first, second), dim=1), position_ids=positions).logits
+        packed = model(torch.cat((first, second), dim=1), position_ids=positions, use_cache=False).logits
         torch.testing.assert_close(packed[:, :7], model(first).logits, **CLOSE)
         torch.testing.assert_close(packed[:, 7:], model(second).logits, **CLOSE)
 
@@ -244,7 +246,7 @@ def test_temperatures_alone_in_fp32_beside_bf16_weights() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        first, last = (float(loss), last) if step == 0 else (first, float(loss))
+        first, last = (loss.item(), last) if step == 0 else (first, loss.item())
     assert last < first
     with pytest.raises(UserError, match="has no temperatures"):
         freeze_all_but_temperatures(build("llama"))
@@ -306,7 +308,9 @@ def test_options_say_what_is_wrong() -> None:
     with pytest.raises(UserError, match="unknown temperature option 'slop'"):
         TemperatureOptions.from_dict({"slop": "linear"})
     assert TemperatureOptions(on="value+query").on == ("query", "value")  # type: ignore[arg-type]
-    assert TemperatureOptions.from_dict(TemperatureOptions(parts="token").to_dict()) == TemperatureOptions(parts="token")
+    assert TemperatureOptions.from_dict(TemperatureOptions(parts="token").to_dict()) == TemperatureOptions(
+        parts="token"
+    )
 
 
 def test_a_fused_matrix_that_lies_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

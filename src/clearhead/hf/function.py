@@ -92,7 +92,7 @@ def make_function(spec: AttentionSpec) -> Callable[..., Answer]:
             for listener in LISTENERS:
                 listener(Seen(module, mask.is_causal, query.shape[2], key.shape[2], dropout, keywords.given(others)))
             own = spec if layer.role != "cross" or isinstance(spec.pattern, Full) else replace(spec, pattern=Full())
-            answer = _attend(module, query, key, value, own, mask, seen.bias, asked, dropout, scaling)
+            answer = _attend(module, layer, query, key, value, own, mask, seen, asked, dropout, scaling)
         except (ValueError, TypeError) as error:
             raise UserError(f"{layer.name}: {error}") from error
         weights = answer.extras.get("weights")
@@ -104,19 +104,25 @@ def make_function(spec: AttentionSpec) -> Callable[..., Answer]:
 
 def _attend(
     module: nn.Module,
+    layer: Layer,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     spec: AttentionSpec,
     mask: Mask,
-    mask_bias: DenseBias | None,
+    seen: masks.Seen,
     asked: keywords.Asked,
     dropout: float,
     scaling: float | None,
 ) -> AttentionOutput:
     want = ("weights",) if asked.weights or weights_are_collected() else ()
-    taus = None if spec.temperature is None else temperatures.of(module, query, key, value, mask)
-    added = _sum(asked.position_bias, mask_bias, key.shape[2])
+    taus = None
+    if spec.temperature is not None:
+        windowed = asked.sliding_window is not None
+        taus = temperatures.of(
+            module, query, key, value, mask, spec, role=layer.role, windowed=windowed, dropped=seen.dropped
+        )
+    added = _sum(asked.position_bias, seen.bias, key.shape[2])
     if asked.softcap is None and asked.sinks is None:
         bias: Bias | None = None if added is None else DenseBias(added)
         return attend(

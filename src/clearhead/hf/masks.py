@@ -35,6 +35,8 @@ class VisibleKeys:
     """Its offset is given: the position of the first query among the keys."""
     shape: tuple[int, int, int, int]
     device: torch.device
+    dropped: Tensor | int = 0
+    """Tokens before the first key that a cache has let go of behind a window, padding not counted: a number, or [b]."""
 
     dtype = torch.bool
     ndim = 4
@@ -93,7 +95,8 @@ class VisibleKeys:
         if moved == self.device:
             return self
         code, tensors = self.mask.encode()
-        return VisibleKeys(Mask.decode(code, [t.to(moved) for t in tensors]), self.shape, moved)
+        dropped = self.dropped.to(moved) if isinstance(self.dropped, Tensor) else self.dropped
+        return VisibleKeys(Mask.decode(code, [t.to(moved) for t in tensors]), self.shape, moved, dropped)
 
 
 def _dense(value: Any) -> Any:
@@ -150,7 +153,11 @@ def mask_function(
         )  # fmt: skip
         causal = causal_builder and _within_causal(dense, offset, mask_function, use_vmap)
         made = Mask((Causal(),) if causal else (), offset) & Mask.dense(dense) & padding
-    visible = VisibleKeys(made, (batch_size, 1, q_length, kv_length), device)
+    dropped: Tensor | int = kv_offset
+    if attention_mask is not None and (isinstance(kv_offset, Tensor) or kv_offset > 0):
+        before = torch.arange(attention_mask.shape[1], device=attention_mask.device) < kv_offset
+        dropped = (attention_mask.to(torch.bool) & before).sum(dim=1)
+    visible = VisibleKeys(made, (batch_size, 1, q_length, kv_length), device, dropped)
     return visible.dense() if wanted_dense else visible
 
 
@@ -285,6 +292,8 @@ class Seen:
 
     mask: Mask
     bias: DenseBias | None = None
+    dropped: Tensor | int = 0
+    """See `VisibleKeys`."""
 
 
 def read(given: Any, n: int, m: int, b: int, *, causal: bool, window: int | None) -> Seen:
@@ -304,7 +313,7 @@ def read(given: Any, n: int, m: int, b: int, *, causal: bool, window: int | None
             raise ValueError(
                 f"the mask is for {rows} sequences, {queries} queries and {keys} keys; the call has {b}, {n} and {m}"
             )
-        return Seen(given.mask)
+        return Seen(given.mask, dropped=given.dropped)
     if not isinstance(given, Tensor):
         raise TypeError(f"expected a tensor as mask, got {type(given).__name__}")
     if given.dim() == 2 and given.shape == (b, m) and (n, m) != (b, m) and not given.is_floating_point():

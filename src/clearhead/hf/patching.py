@@ -12,7 +12,7 @@ from clearhead.anatomy.find import unwrap
 from clearhead.attention.spec import AttentionSpec, Full, Laser, Performer
 from clearhead.errors import UserError
 from clearhead.hf import probe as probes
-from clearhead.hf import temperatures
+from clearhead.hf import store, temperatures
 from clearhead.hf.function import LAYER, Layer, refuse_empty
 from clearhead.hf.register import (
     STATE,
@@ -90,6 +90,7 @@ def patch(
         parameters=total,
         notes=tuple(notes),
     )
+    store.remember(model, spec, state.modules, temperature)
     return state.report
 
 
@@ -108,6 +109,7 @@ def unpatch(model: nn.Module) -> None:
 def _take_back(model: nn.Module, state: PatchState) -> None:
     put_back(model, state.implementations)
     temperatures.remove(model)
+    store.forget(model)
     for name in state.modules:
         module = model.get_submodule(name)
         if hasattr(module, LAYER):

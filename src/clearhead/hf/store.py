@@ -27,7 +27,7 @@ import torch
 import torch.nn as nn
 
 import clearhead
-from clearhead.attention.spec import AttentionSpec
+from clearhead.attention.spec import AttentionSpec, Selective
 from clearhead.errors import UserError
 from clearhead.hf import temperatures
 from clearhead.hf.options import TemperatureOptions
@@ -68,7 +68,7 @@ def remember(
     record = Record(
         spec=str(spec),
         layers=tuple(layers),
-        temperature=None if options is None or spec.temperature is None else options.to_dict(),
+        temperature=(options or TemperatureOptions()).to_dict() if isinstance(spec.temperature, Selective) else None,
         architecture=type(model).__name__,
         transformers=transformers.__version__,
         clearhead=clearhead.__version__,
@@ -107,7 +107,7 @@ def load(folder: str | Path, *, model_class: type | None = None, **keywords: Any
     model.__class__ = model_class
     _check_weights(record, Path(folder), found)
 
-    from clearhead.hf.patch import patch
+    from clearhead.hf.patching import patch
 
     held = {name: p.detach() for name, p in _temperatures_of(model).items()}
     temperatures.remove(model)
