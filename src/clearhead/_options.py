@@ -162,7 +162,9 @@ class Finetune:
     parameter. Temperatures that the attention names learn in each."""
     steps: int = FINETUNE_STEPS
     """Optimizer steps."""
-    context: int = FINETUNE_CONTEXT
+    context: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint=f"(default: {FINETUNE_CONTEXT}, or the model's positions)")
+    ] = None
     """Tokens in one training window."""
     batch: int = 1
     """Windows in one step."""

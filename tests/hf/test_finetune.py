@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_packed_documents_are_apart(config, spec):
     with torch.no_grad():
         packed = model(tokens, segments=segments)
         for row, cuts in enumerate(((0, 5, 24), (0, 1, 2, 24))):
-            for first, last in zip(cuts, cuts[1:], strict=False):
+            for first, last in pairwise(cuts):
                 alone = model(tokens[row : row + 1, first:last])[0]
                 torch.testing.assert_close(packed[row, first:last], alone, rtol=1e-4, atol=1e-5)
 
@@ -233,7 +234,9 @@ def test_a_run_begins_with_the_pretrained_score_and_learns(config, finished, pla
     assert curve[0]["bits_per_byte"] == pytest.approx(zero_shot.bits_per_byte, rel=1e-5)
     assert curve[-1]["bits_per_byte"] < curve[0]["bits_per_byte"]
     assert summary["test_bits_per_byte"] == pytest.approx(
-        sum(d["nats"] for d in summary["test_documents"]) / sum(d["bytes"] for d in summary["test_documents"]) / np.log(2)
+        sum(d["nats"] for d in summary["test_documents"])
+        / sum(d["bytes"] for d in summary["test_documents"])
+        / np.log(2)
     )
     assert summary["parameters"]["trained"] < summary["parameters"]["total"]
     stored = store.read(store.newest_model(finished)).tensors[store.MODEL]
@@ -263,10 +266,9 @@ def test_another_base_model_is_refused(config, tiny, text, tmp_path):
         train(run, tmp_path / "run", progress=False, on_event=stop)
     shutil.rmtree(own)
     write_model(own, text, seed=1)
-    with pytest.raises(UserError, match="pretrained weights of .* have changed"):
+    with pytest.raises(UserError, match=r"pretrained weights of .* have changed"):
         train(run, tmp_path / "run", progress=False)
-    pinned = dataclasses.replace(run, model=config().model.of(str(tiny), context=32))
-    pinned = dataclasses.replace(pinned, model=dataclasses.replace(pinned.model, source=str(own)))
+    pinned = dataclasses.replace(run, model=dataclasses.replace(run.model, base=config().model.base))
     with pytest.raises(UserError, match="are not those that this run began from"):
         train(pinned, tmp_path / "pinned", progress=False)
 
@@ -301,3 +303,183 @@ with torch.no_grad():
     assert (tmp_path / "merged" / "tokenizer.json").exists()
     with pytest.raises(UserError, match="exists"):
         export_run(finished, tmp_path / "merged")
+
+
+# ---- the comparison --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Train in this process instead of in workers, whose start costs seconds."""
+    from clearhead.compare import pool, probe, run
+    from clearhead.compare.plan import ComparePlan
+
+    def run_here(tasks, workers, *, on_tick=None, on_end=None):
+        for task in tasks:
+            train(RunConfig.from_dict(task.config), task.folder, progress=False)
+            on_end(task, 0)
+
+    def measure_here(layout, console):
+        if not layout.probe.exists():
+            pool.write_json(layout.probe, probe.probe(ComparePlan.load(layout.folder)))
+        return json.loads(layout.probe.read_text())["arms"]
+
+    monkeypatch.setattr(probe, "ROUNDS", 1)
+    monkeypatch.setattr(probe, "WARM_UP", 1)
+    monkeypatch.setattr(run, "run_tasks", run_here)
+    monkeypatch.setattr(run, "measure_speed", measure_here)
+
+
+SMALL = ("data.val_fraction=0.2", "data.test_fraction=0.2", "train.eval_tokens=256", "train.test_tokens=512")
+
+
+def test_arms_begin_equal_and_are_judged_in_the_usual_report(in_process, tiny, text, tmp_path):
+    from clearhead.compare.plan import ComparePlan
+    from clearhead.compare.run import compare
+
+    plan = ComparePlan.build(
+        model=str(tiny), attention=SPECS[:2], seeds=2, steps=4, context=32, data=str(text), overrides=SMALL, workers=1
+    )
+    assert plan.base.model.base  # the very weights are part of the plan
+    results = compare(plan, tmp_path / "compare", progress=False)
+    assert results["complete"]
+    assert [run["status"] for run in results["runs"]] == ["finished"] * 4
+    first = {
+        (arm, seed): json.loads((tmp_path / f"compare/runs/{arm}/seed{seed}/result.json").read_text())["summary"]
+        for arm in SPECS[:2]
+        for seed in (0, 1)
+    }
+    zero_shot = {key: summary["val_curve"][0]["bits_per_byte"] for key, summary in first.items()}
+    assert len({round(value, 4) for value in zero_shot.values()}) == 1  # no seed and no arm has moved yet
+    arm = results["arms"][1]
+    assert arm["comparison"]["interval"]["low"] < arm["comparison"]["mean"] < arm["comparison"]["interval"]["high"]
+    temperatures = arm["setup"]["parameters"]["temperature"]
+    assert 0 < temperatures < 0.01 * arm["setup"]["parameters"]["total"]
+    page = (tmp_path / "compare" / "report.html").read_text()
+    assert "softmax+selective" in page
+    assert ComparePlan.load(tmp_path / "compare").identity() == plan.identity()
+
+
+def test_the_default_plan_of_a_model(tiny, text):
+    from clearhead.compare.plan import ComparePlan
+
+    plan = ComparePlan.build(model=str(tiny), context=32, data=str(text))
+    assert [arm.name for arm in plan.arms] == list(SPECS)
+    assert (len(plan.seeds), plan.preset) == (3, "finetune")
+    assert {arm.apply(plan.base).optim.lr for arm in plan.arms} == {5e-4}
+    with pytest.raises(UserError, match="every arm begins from the same model"):
+        ComparePlan.build(model=str(tiny), context=32, arms=["a: model.source=other", "b:"])
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def command(*words) -> int:
+    from clearhead.cli import main
+
+    return main([str(word) for word in words])
+
+
+def test_the_command_trains_exports_scores_and_writes(tiny, text, tmp_path, capfd):
+    run, target = tmp_path / "run", tmp_path / "model"
+    words = ("finetune", "--model", tiny, "--data", text, "--context", 32, "--steps", 2, "--out", run, "--set", *SMALL)
+    assert command(*words, "--export", target) == 0
+    out, err = capfd.readouterr()
+    assert "bits per byte on the test text" in out
+    assert "step 0: validation" in err
+    assert str(target) in err
+    assert command(*words) == 0  # the same command finds it done
+    assert command("evaluate", run, "--json", "--tokens", 512) == 0
+    out = capfd.readouterr().out
+    scored = json.loads(out[out.index("{\n") :])
+    summary = json.loads((run / "result.json").read_text())["summary"]
+    assert scored["bits_per_byte"] == pytest.approx(summary["test_bits_per_byte"], rel=1e-5)
+    assert command("generate", run, "--prompt", "abc", "--tokens", 8) == 0
+    first = capfd.readouterr().out
+    assert command("generate", run, "--prompt", "abc", "--tokens", 8) == 0
+    assert capfd.readouterr().out == first
+    assert first.startswith("abc")
+
+
+WRONG = {
+    "unknown name": (("--model", "smollm3"), "smollm3"),
+    "no such folder": (("--model", "./nowhere"), "no such folder"),
+    "no model": (("--model", "{text}"), "config.json is missing"),
+    "an encoder": (("--model", "{encoder}"), "no causal language model: its class is BertModel"),
+    "no tokenizer": (("--model", "{bare}"), "has no tokenizer.json"),
+    "too long": (("--context", POSITIONS + 1), f"longer than the {POSITIONS} positions"),
+    "unknown spec": (("--attention", "sofmax"), "did you mean 'softmax'"),
+    "nothing learns": (("--attention", "softmax", "--tune", "temperature"), "nothing would learn"),
+    "no such module": (("--lora-targets", "nowhere"), "name modules of the model"),
+    "unknown key": (("--set", "model.lora_rang=3"), "did you mean 'model.lora_rank'"),
+    "export exists": (("--export", "{text}"), "exists"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_one_line_and_exit_code_2(case, tiny, text, tmp_path, capfd):
+    words, expected = WRONG[case]
+    encoder, bare = tmp_path / "encoder", tmp_path / "bare"
+    encoder.mkdir()
+    (encoder / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    shutil.copytree(tiny, bare)
+    (bare / "tokenizer.json").unlink()
+    words = [str(word).format(text=text, encoder=encoder, bare=bare) for word in words]
+    base = ["--model", tiny, "--data", text, "--context", 32, "--steps", 2, "--out", tmp_path / "run", "--set", *SMALL]
+    if "--set" in words:
+        base = base[: base.index("--set")]
+    for flag in ("--model", "--context"):
+        if flag in words:
+            place = base.index(flag)
+            del base[place : place + 2]
+    assert command("finetune", *base, *words) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("clearhead: ")
+    assert expected in error
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(("missing", "expected"), [("peft", "tune=lora needs the peft"), ("transformers", "hf]")])
+def test_a_missing_library_is_named_with_the_command(missing, expected, tiny, text, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, missing, None)
+    words = ("--data", text, "--context", 32, "--steps", 2, "--out", tmp_path / "run", "--set", *SMALL)
+    assert command("finetune", "--model", tiny, *words) == 2
+    assert expected in capfd.readouterr().err
+
+
+# ---- the real one ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    from clearhead.data.models import model_folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CLEARHEAD_DATA", raising=False)
+        try:
+            return model_folder("smollm2")
+        except UserError as error:
+            pytest.skip(str(error))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("spec", SPECS)
+def test_smollm2_patched_with_the_identity_has_the_same_loss_on_real_text(smollm2, spec):
+    from clearhead.data.pretrained_tokenizer import PretrainedTokenizer
+    from clearhead.hf.model import Pretrained, read_model
+    from clearhead.models.pretrained_config import PretrainedConfig
+
+    text = (
+        "Beautiful is better than ugly. Explicit is better than implicit. Simple is better than complex. Complex is "
+        "better than complicated. Flat is better than nested. Sparse is better than dense. Readability counts. "
+    )
+    tokenizer = PretrainedTokenizer.of_model(str(smollm2))
+    tokens = torch.tensor([[tokenizer.separator, *tokenizer.encode(text * 2)]])
+
+    def loss(logits: torch.Tensor) -> float:
+        return torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:]).item()
+
+    with torch.no_grad():
+        own = loss(read_model(smollm2, torch.float32).eval()(tokens).logits)
+        patched = loss(Pretrained.begin(PretrainedConfig.of(str(smollm2), attention=spec)).eval()(tokens))
+    assert patched == pytest.approx(own, abs=1e-5)

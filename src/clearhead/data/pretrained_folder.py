@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def pretrained_folder(source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return path.absolute()
-    if path.is_absolute() or len(path.parts) > 1 or path.suffix:
+    if path.is_absolute() or "/" in source or os.sep in source:
         raise UserError(f"--model {source}: there is no such folder")
     from clearhead.data.models import model_folder
 
@@ -61,6 +62,12 @@ def text_value(config: dict[str, Any], *names: str) -> Any:
             if values.get(name) is not None:
                 return values[name]
     return None
+
+
+def read_positions(source: str) -> int | None:
+    """Return how many positions a model has; None when its config states no limit. Raises as `read_causal_config`."""
+    found = text_value(read_causal_config(pretrained_folder(source)), *POSITION_KEYS)
+    return None if found is None else int(found)
 
 
 def weights_fingerprint(folder: Path) -> str:

@@ -70,7 +70,9 @@ class Pretrained(nn.Module):
             if isinstance(module, TEMPERATURES):
                 module.requires_grad_(True).to(torch.float32)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # Renamed in transformers 5.2x, and the old name warns.
+            new = getattr(model, "activation_checkpointing_enable", None)
+            (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
         made = cls(config, model, adapter)
         made._check_segments()
         return made.train()

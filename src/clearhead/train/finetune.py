@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from clearhead.data.config import DataConfig
+from clearhead.data.pretrained_folder import read_positions
 from clearhead.errors import unknown
 from clearhead.models.pretrained_config import TUNES, PretrainedConfig
 from clearhead.train.config import OptimConfig, RunConfig, TrainConfig
 
 CONTEXT, STEPS = 256, 80
-"""Sized for two cores and SmolLM2: about a second a step."""
+"""Sized for two cores and SmolLM2: about a second a step. A model with fewer positions gets those."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def finetune_config(
     attention: str = "softmax+selective",
     tune: str = "lora",
     data: str = "shakespeare",
-    context: int = CONTEXT,
+    context: int | None = None,
     steps: int = STEPS,
     model: dict[str, Any] | None = None,
     optim: dict[str, Any] | None = None,
@@ -48,12 +49,16 @@ def finetune_config(
 ) -> RunConfig:
     """Return the run that fine-tunes a model on disk; `model`, `optim` and `train` are further fields of its parts.
 
+    context: None = `CONTEXT`, or the model's positions where they are fewer.
+
     Raises `UserError` as `PretrainedConfig.of` does, and where the fields disagree.
     """
     if tune not in RATES:
         raise unknown("model.tune", tune, TUNES)
     rates = RATES[tune]
     options: dict[str, Any] = {"temperature_lr_scale": rates.temperature_lr_scale} | (model or {})
+    if context is None:
+        context = min(CONTEXT, read_positions(source) or CONTEXT)
     pretrained = PretrainedConfig.of(source, attention=attention, tune=tune, context=context, **options)
     from clearhead.data.pretrained_tokenizer import PretrainedTokenizer
 
