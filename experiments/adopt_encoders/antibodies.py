@@ -146,7 +146,8 @@ def measure(job: Job) -> dict[str, Any]:
     chains = held_out(job.chains) if job.source == "antibodies" else general(job.chains)
     with under(pretrained(), job.attention) as model:
         found = [score(model, chain) for chain in chains]
-    return {"part": "antibodies", "source": job.source, "attention": job.attention, "chains": found}
+    common = {"most_common": most_common(chains)} if job.attention == OWN else {}
+    return {"source": job.source, "chains": found} | common
 
 
 def most_common(chains: list[str]) -> float:
@@ -180,8 +181,6 @@ def recover(job: Recovery) -> dict[str, Any]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
     return {
-        "part": "recovery",
-        "attention": job.attention,
         "seed": job.seed,
         "steps": job.steps,
         "trained_on": len(chains),
@@ -199,6 +198,3 @@ def masked_loss(model: Any, chains: list[str], draw: torch.Generator) -> Tensor:
         masked_bt = residue_bt
     logits_btV = model(ids_bt.masked_fill(masked_bt, reader().mask_token_id), attention_mask=seen_bt).logits
     return nnf.cross_entropy(logits_btV[masked_bt], ids_bt[masked_bt])
-
-
-ARM_OF_GENERAL = OWN

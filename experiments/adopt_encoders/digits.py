@@ -26,7 +26,7 @@ class Job:
 
 @lru_cache(maxsize=1)
 def images() -> tuple[Tensor, Tensor]:
-    """1,797 images [n, 1, 8, 8] between -1 and 1 and their classes, in an order drawn once; the last ones are the test."""
+    """1,797 images [n, 1, 8, 8] between -1 and 1 and their classes, in an order drawn once; the last are the test."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -70,8 +70,6 @@ def train(job: Job) -> dict[str, Any]:
     right = int((logits.argmax(-1) == classes[known:]).sum())
     nats = float(torch.nn.functional.cross_entropy(logits, classes[known:]))
     return {
-        "part": "digits",
-        "attention": job.attention,
         "seed": job.seed,
         "epochs": job.epochs,
         "right": right,

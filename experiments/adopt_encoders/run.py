@@ -28,7 +28,9 @@ DRAWS = (0, 1, 2)
 
 def performers(features: Sequence[int]) -> list[str]:
     """Performer specs by number of features and draw of the rows."""
-    return [f"performer:features={m},seed={seed}" if seed else f"performer:features={m}" for m in features for seed in DRAWS]
+    return [
+        f"performer:features={m},seed={seed}" if seed else f"performer:features={m}" for m in features for seed in DRAWS
+    ]
 
 
 def similarity(quick: bool) -> list[Any]:

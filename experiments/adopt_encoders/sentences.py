@@ -107,9 +107,7 @@ def measure(job: Job) -> dict[str, Any]:
     same_n = similarity_nn.diagonal()
     n = len(same_n)
     return {
-        "part": "sentences",
         "task": job.task,
-        "attention": job.attention,
         "pairs": n,
         "largest_difference": float((after_nd - before_nd).abs().max()),
         "kept_n": [round(float(x), 4) for x in (after_nd * before_nd).sum(-1)],
@@ -117,7 +115,7 @@ def measure(job: Job) -> dict[str, Any]:
         "same": float(same_n.mean()),
         "other": float((similarity_nn.sum() - same_n.sum()) / (n * n - n)),
         "ranks": rank_correlations(before_nd, after_nd),
-    }
+    } | ({"by_words": by_words(job.task, job.pairs, job.seed)} if job.attention == OWN else {})
 
 
 def rank_correlations(before_nd: Tensor, after_nd: Tensor) -> list[float]:
@@ -137,7 +135,7 @@ def rank_correlations(before_nd: Tensor, after_nd: Tensor) -> list[float]:
     return answer
 
 
-def by_words(task: str, pairs: int, seed: int = 0) -> float:
+def by_words(task: str, pairs: int, seed: int) -> float:
     """Share of texts that find their other translation by shared words alone (Jaccard): how hard the task is."""
     ones, others = pairs_of(task, pairs, seed)
     sets = [[set(re.findall("[a-z]+", text.lower())) for text in texts] for texts in (ones, others)]
