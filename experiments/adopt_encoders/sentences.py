@@ -23,7 +23,8 @@ from experiments.adopt_encoders.under import OWN, opened, tokenizer, under
 
 LONGEST = 256
 """Tokens: what the model was trained to read."""
-GROUPS = 10
+GROUPS = {"verses": 10, "passages": 5}
+"""Disjoint groups of texts, over which the interval of a correlation is taken."""
 
 
 @dataclass(frozen=True)
@@ -114,19 +115,19 @@ def measure(job: Job) -> dict[str, Any]:
         "found": "".join("01"[int(i == hit)] for i, hit in enumerate(similarity_nn.argmax(-1))),
         "same": float(same_n.mean()),
         "other": float((similarity_nn.sum() - same_n.sum()) / (n * n - n)),
-        "ranks": rank_correlations(before_nd, after_nd),
+        "ranks": rank_correlations(before_nd, after_nd, GROUPS[job.task]),
     } | ({"by_words": by_words(job.task, job.pairs, job.seed)} if job.attention == OWN else {})
 
 
-def rank_correlations(before_nd: Tensor, after_nd: Tensor) -> list[float]:
-    """Spearman's correlation of all similarities within each of `GROUPS` disjoint groups of texts.
+def rank_correlations(before_nd: Tensor, after_nd: Tensor, groups: int) -> list[float]:
+    """Spearman's correlation of all similarities within each of `groups` disjoint groups of texts.
 
     A group holds both translations of its share of the pairs; groups share no text, so their spread is one of samples.
     """
     n = len(before_nd) // 2
     answer = []
-    for group in range(GROUPS):
-        ones = torch.arange(group * n // GROUPS, (group + 1) * n // GROUPS)
+    for group in range(groups):
+        ones = torch.arange(group * n // groups, (group + 1) * n // groups)
         places = torch.cat([ones, ones + n])
         upper = torch.triu_indices(len(places), len(places), 1)
         first, second = (x[places] @ x[places].T for x in (before_nd, after_nd))

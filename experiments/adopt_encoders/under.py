@@ -17,7 +17,7 @@ from clearhead.data.models import MODELS, model_folder
 OWN = "its own"
 """The arm that is not patched."""
 UNIFORM = "uniform"
-"""The control: queries of zero, so that every key weighs the same. What is left of a task when attention says nothing."""
+"""The control: queries of zero, so that every key weighs the same; what a task is when attention says nothing."""
 
 _QUERIES = ("query", "q_proj")
 
