@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from clearhead.errors import UserError
+
 HARMLESS = frozenset(
     {
         "cache_position",
@@ -79,9 +81,7 @@ def given(keywords: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _refuse(name: str, layer: str) -> None:
-    from clearhead.errors import UserError
-
     raise UserError(
-        f"{layer}: its model passes {name}= to the attention, which is not handled here; without it the attention would "
-        f"not be the model's own, so the layer cannot be patched"
+        f"{layer}: its model passes {name}= to the attention, which is not handled here; without it the attention "
+        f"would not be the model's own, so the layer cannot be patched"
     )

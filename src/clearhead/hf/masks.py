@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -146,8 +146,8 @@ def mask_function(
     if terms is not None:
         made = Mask(terms, offset) & padding
     else:
-        dense = masking_utils.sdpa_mask(
-            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
+        dense: Any = masking_utils.sdpa_mask(
+            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=cast(int, q_offset), kv_offset=kv_offset,
             mask_function=mask_function, attention_mask=attention_mask, allow_is_causal_skip=False,
             allow_is_bidirectional_skip=False, use_vmap=use_vmap, device=device,
         )  # fmt: skip
@@ -191,12 +191,10 @@ def hide_keys(valid_bm: Tensor) -> Mask:
     start = torch.minimum(start, end)
     if torch.compiler.is_compiling():
         return Mask.key_range(start, end) & Mask.dense(valid_bm[:, None, None, :])
-    if bool((count == m).all()):
-        return Mask()
-    first = start if bool((start > 0).any()) else None
-    last = end if bool((end < m).any()) else None
-    ranges = Mask.key_range(first, last)
-    return ranges if bool((end - start == count).all()) else ranges & Mask.dense(valid_bm[:, None, None, :])
+    facts = torch.stack([(start > 0).any(), (end < m).any(), (end - start != count).any()])
+    before, behind, holes = facts.tolist()  # one look at the device for all three
+    ranges = Mask.key_range(start if before else None, end if behind else None)
+    return ranges & Mask.dense(valid_bm[:, None, None, :]) if holes else ranges
 
 
 # ---- transformers' composed functions -------------------------------------------------------------------------------
@@ -255,7 +253,7 @@ def _parts(function: Callable[..., Any]) -> list[Term | int] | None:
     kind = _codes().get(getattr(function, "__code__", None))
     if kind is None:
         return None
-    code, closure = function.__code__, function.__closure__ or ()  # type: ignore[attr-defined]
+    code, closure = function.__code__, function.__closure__ or ()
     held = {name: cell.cell_contents for name, cell in zip(code.co_freevars, closure, strict=True)}
     if kind == "window":
         return [held["sliding_window"]]

@@ -207,8 +207,8 @@ def _refuse_dropout(model: Any, spec: AttentionSpec, batch: Mapping[str, Any], s
     value = dropped[model.get_submodule(first)]
     options = sorted(name for name, found in model.config.to_dict().items() if name in _DROPOUTS and found == value)
     raise UserError(
-        f"attention {spec.text!r} refuses dropout on attention weights, and {first} trains with {value}; load the model "
-        f"with {options[0] if options else 'attention_dropout'}=0.0"
+        f"attention {spec.text!r} refuses dropout on attention weights, and {first} trains with {value}; load the "
+        f"model with {options[0] if options else 'attention_dropout'}=0.0"
     )
 
 

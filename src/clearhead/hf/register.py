@@ -65,8 +65,8 @@ def too_new(version: str) -> str | None:
     if found is None or (int(found[1]), int(found[2])) <= NEWEST:
         return None
     return (
-        f"transformers {version} is newer than {NEWEST[0]}.{NEWEST[1]}, the last that was tested; the probe ran, compare "
-        f"an unpatched and a 'softmax'-patched output before you rely on it"
+        f"transformers {version} is newer than {NEWEST[0]}.{NEWEST[1]}, the last that was tested; the probe ran, "
+        f"compare an unpatched and a 'softmax'-patched output before you rely on it"
     )
 
 
