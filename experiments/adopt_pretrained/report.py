@@ -50,8 +50,8 @@ def recovery_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     level = by[BASE][0]["curve"][0]["bits_per_byte"]
     steps = max(run["steps"] for run in runs)
     lines = [
-        f"| seeds: {len(by[BASE])} | validation at once | after {steps} steps | back at {level:.4f} after, by seed | test, "
-        f"less softmax trained alike | CPU s a step |",
+        f"| seeds: {len(by[BASE])} | validation at once | after {steps} steps | back at {level:.4f} after, by seed | "
+        f"test, less softmax trained alike | CPU s a step |",
         "|---|---|---|---|---|---|",
     ]
     for attention, own in by.items():

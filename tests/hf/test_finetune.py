@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -399,6 +401,33 @@ def test_the_command_trains_exports_scores_and_writes(tiny, text, tmp_path, capf
     assert command("generate", run, "--prompt", "abc", "--tokens", 8) == 0
     assert capfd.readouterr().out == first
     assert first.startswith("abc")
+
+
+def test_every_command_of_the_page_runs(in_process, tiny, text, tmp_path, monkeypatch, capfd):
+    page = Path(__file__).parents[2] / "docs" / "finetune.md"
+    lines = [line.strip() for line in page.read_text().splitlines() if line.startswith("    clearhead ")]
+    assert {line.split()[1] for line in lines} == {"data", "finetune", "evaluate", "generate", "compare"}
+    monkeypatch.chdir(tmp_path)
+    short = ["--data", text, "--context", 32, "--steps", 2, "--set", *SMALL]
+    for line in lines:
+        words = [tiny if word == "smollm2" else word for word in shlex.split(line)[1:]]
+        if words[0] == "data":  # fetches 92 MB
+            continue
+        for flag in ("--data",):
+            if flag in words:
+                del words[words.index(flag) : words.index(flag) + 2]
+        words += {"finetune": short, "compare": [*short, "--seeds", 2]}.get(words[0], [])
+        assert command(*words) == 0, (line, capfd.readouterr().err)
+    assert (tmp_path / "my-smollm2" / "clearhead.json").exists()
+
+
+def test_the_recipe_for_a_gpu_builds(tiny, text):
+    from recipes.finetune_smollm2 import plan
+
+    for tune, arms in (("lora", 3), ("full", 3), ("temperature", 2)):
+        made = plan(tune, model=str(tiny), data=str(text), context=32)
+        assert len(made.arms) == arms
+        assert made.base.train.precision == "bf16"
 
 
 WRONG = {

@@ -1,0 +1,1 @@
+"""Full runs as Python functions: what the two-core defaults are a small version of."""
