@@ -69,7 +69,9 @@ def _by_group(seen: Tensor, kv_heads: int) -> Tensor:
 
 def _places(mask: Mask, n: int, m: int, device: torch.device, windowed: bool) -> Tensor:
     """Of each key that is held, how many of its document's are held up to it: [1|b, 1, m]."""
-    if not any(isinstance(term, Dense) and term.mask.shape[-2] > 1 for term in mask.terms):
+    rows = [term.mask.shape[-2] for term in mask.terms if isinstance(term, Dense)]
+    columns_only = mask.is_causal and not windowed and max(rows, default=1) == 1  # real tokens with gaps between them
+    if not rows or columns_only:
         terms = [term for term in mask.terms if not isinstance(term, Band | Blocks)]
         square = tuple(Segments(term.key, term.key) if isinstance(term, Segments) else term for term in terms)
         return Mask(square, 0).visible_count(m, m, device)

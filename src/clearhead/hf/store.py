@@ -3,7 +3,7 @@
     model.save_pretrained("folder")          # as ever, on a patched model
     model = ch.hf.load("folder")             # patched as it was
 
-A patch is not a weight. So a patched model carries a small buffer, `clearhead_patched_with.<spec>`, among its weights,
+A patch is not a weight. So a patched model carries a small buffer, `clearhead_patched_with_<spec>`, among its weights,
 and its `save_pretrained` writes `clearhead.json` beside `config.json`. `config.json` itself stays the plain model's: a
 folder that is opened without clearhead loads as that model, and transformers' report of unexpected weights names the
 buffer and the temperatures, which is how a reader learns what was lost.
@@ -82,8 +82,8 @@ def forget(model: nn.Module) -> None:
     """Called by `unpatch`: take the marker away; `save_pretrained` is the class's own again."""
     model.__dict__.pop("_clearhead_record", None)
     model.__dict__.pop("save_pretrained", None)
-    if MARKER in model._modules:
-        delattr(model, MARKER)
+    for name in [name for name in model._buffers if name.startswith(MARKER)]:
+        delattr(model, name)
 
 
 def load(folder: str | Path, *, model_class: type | None = None, **keywords: Any) -> Any:
@@ -111,7 +111,7 @@ def load(folder: str | Path, *, model_class: type | None = None, **keywords: Any
 
     held = {name: p.detach() for name, p in _temperatures_of(model).items()}
     temperatures.remove(model)
-    delattr(model, MARKER)
+    forget(model)
     patch(model, record.spec, temperature=record.options)
     places = _temperatures_of(model)
     if places.keys() != held.keys():
@@ -158,10 +158,8 @@ def _save_pretrained(self: Any, save_directory: str | Path, is_main_process: boo
 
 
 def _mark(model: nn.Module, spec: AttentionSpec) -> None:
-    marker = nn.Module()
-    # A state dict's names take any character but the dot. One byte, so that no cast of the model touches it.
-    marker.register_buffer(spec.text.replace(".", "_"), torch.ones(1, dtype=torch.uint8))
-    model.add_module(MARKER, marker)
+    # A buffer's name takes any character but the dot. One byte, so that no cast of the model touches it.
+    model.register_buffer(f"{MARKER}_{spec.text.replace('.', '_')}", torch.ones(1, dtype=torch.uint8))
 
 
 def _ready(model_class: Any, record: Record) -> Any:
@@ -206,7 +204,8 @@ def _check_version(record: Record, folder: Path) -> None:
 
 
 def _check_weights(record: Record, folder: Path, found: Mapping[str, Any]) -> None:
-    lost = sorted(name for name in found["missing_keys"] if {MARKER, temperatures.NAME} & set(name.split(".")))
+    ours = (MARKER, temperatures.NAME)
+    lost = sorted(name for name in found["missing_keys"] if any(part.startswith(ours) for part in name.split(".")))
     if lost:
         raise UserError(
             f"{folder}: {FILE} says {record.spec!r}, but the weights have no {lost[0]}; the plain model was saved over "
