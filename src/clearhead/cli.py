@@ -259,6 +259,10 @@ def _carry_out(config: RunConfig, folder: Path) -> None:
     if os.environ.get("RANK", "0") == "0":  # one of the processes that torchrun started speaks for all
         words = [result.status, *([result.reason] if result.reason else [])]
         words += _scores(result.summary)
+        first, *later = result.summary["val_curve"] or [{"step": -1}]
+        if first["step"] == 0 and later:
+            before, after = (point["bits_per_byte"] for point in (first, later[-1]))
+            words.append(f"validation {_bits(before)} before the first step, {_bits(after)} after the last")
         print(f"{'; '.join(words)}; everything is in {folder}")
 
 
@@ -289,6 +293,10 @@ def _scores(summary: Mapping[str, Any]) -> list[str]:
     words = [unit.format(summary[key]) for key, unit in units.items() if summary.get(key) is not None]
     nats = summary.get("test_nats_per_token")
     return words if not words or nats is None or "test_bytes" in summary else [*words, f"{nats:.4f} nats per token"]
+
+
+def _bits(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 # ---- evaluate and generate ----

@@ -388,6 +388,7 @@ def test_the_command_trains_exports_scores_and_writes(tiny, text, tmp_path, capf
     assert command(*words, "--export", target) == 0
     out, err = capfd.readouterr()
     assert "bits per byte on the test text" in out
+    assert "before the first step" in out
     assert "step 0: validation" in err
     assert str(target) in err
     assert command(*words) == 0  # the same command finds it done
@@ -401,6 +402,8 @@ def test_the_command_trains_exports_scores_and_writes(tiny, text, tmp_path, capf
     assert command("generate", run, "--prompt", "abc", "--tokens", 8) == 0
     assert capfd.readouterr().out == first
     assert first.startswith("abc")
+    assert command("inspect", "--model", run) == 2
+    assert "--export FOLDER" in capfd.readouterr().err
 
 
 def test_every_command_of_the_page_runs(in_process, tiny, text, tmp_path, monkeypatch, capfd):
@@ -419,6 +422,25 @@ def test_every_command_of_the_page_runs(in_process, tiny, text, tmp_path, monkey
         words += {"finetune": short, "compare": [*short, "--seeds", 2]}.get(words[0], [])
         assert command(*words) == 0, (line, capfd.readouterr().err)
     assert (tmp_path / "my-smollm2" / "clearhead.json").exists()
+
+
+def test_the_examples_in_the_help_are_valid(tiny, monkeypatch):
+    from clearhead import _options
+    from clearhead._arguments import merge, parse
+    from clearhead._finetune_command import finetune_run
+
+    plans = []
+    monkeypatch.setattr("clearhead.compare.run.compare", plans.append)
+    names = ("smollm2", "./my-model")
+    for line in filter(None, map(str.strip, _options.Finetune.EXAMPLES.splitlines())):
+        words = [str(tiny) if word in names else word for word in shlex.split(line)]
+        if words[1] == "finetune":
+            run, folder = finetune_run(parse(_options.Finetune, "finetune", merge(words[2:], "--set")))
+            assert run.model.source == str(tiny)
+            assert folder.name.startswith("finetune-tiny-")
+    for line in filter(lambda line: "--model " in line, _options.Compare.EXAMPLES.splitlines()):
+        assert command(*[tiny if word in names else word for word in shlex.split(line)[1:]]) == 0
+    assert len(plans) == 2
 
 
 def test_the_recipe_for_a_gpu_builds(tiny, text):
