@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from clearhead._run_commands import open_run
 from clearhead.errors import UserError, unknown
 from clearhead.models.config import PRESETS, ModelConfig
+from clearhead.models.pretrained_config import PretrainedConfig
 
 if TYPE_CHECKING:
     from clearhead._options import Inspect
@@ -158,6 +159,11 @@ def _only_whole(subject: Subject, changes: Sequence[str]) -> Subject:
 
 def _run(folder: Path, device: str) -> Subject:
     config, tokenizer, model = open_run(folder, device)
+    if isinstance(config.model, PretrainedConfig):
+        raise UserError(
+            f"{folder}: a fine-tuned model is inspected as a Hugging Face folder; repeat the command that trained it "
+            f"with --export FOLDER, then: clearhead inspect --model FOLDER"
+        )
     return Subject(folder.name, model, tokenizer.encode, data=config.data.source)
 
 

@@ -12,6 +12,8 @@ from clearhead.data.config import DataConfig
 from clearhead.models.config import ModelConfig
 from clearhead.objectives.config import ObjectiveConfig
 from clearhead.train.config import OptimConfig, TrainConfig
+from clearhead.train.finetune import CONTEXT as FINETUNE_CONTEXT
+from clearhead.train.finetune import STEPS as FINETUNE_STEPS
 
 DEFAULT_STEPS = 1000
 TRANSLATION_DATA: dict[str, Any] = {"source": "verses-en-de", "tokenizer": "bpe", "vocab_size": 4096}
@@ -36,6 +38,9 @@ class Compare:
     """Arms of any kind: "name: key=value key=value", such as "gated: model.output_gate=head"."""
     baseline: Annotated[str | None, arg(metavar="STR", help_behavior_hint="(default: the first)")] = None
     """The arm that the others are measured against."""
+    model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="(default: small ones from nothing)")] = None
+    """Fine-tune this pretrained model in each arm: smollm2 (`clearhead data fetch smollm2`), or a Hugging Face folder.
+    The arms are then softmax, softmax+selective and softmax+learned, with three seeds, unless told otherwise."""
     preset: str = "default"
     """quick (about 2 minutes) | default (about 10) | thorough (a grid of learning rates for each arm)."""
     data: Annotated[str | None, arg(metavar="STR", help_behavior_hint="(default: shakespeare)")] = None
@@ -72,6 +77,8 @@ class Compare:
     clearhead compare --attention softmax window:256 bigbird performer --context 4096
     clearhead compare --attention softmax window:16 --data synthetic:recall --context 128
     clearhead compare --arm "base:" "gated: model.output_gate=head" --set model.width=192 model.heads=6
+    clearhead compare --model smollm2
+    clearhead compare --model ./my-model --data my.txt --attention softmax laser --steps 200 --set train.precision=bf16
     clearhead compare --from compare-default
     """
 
@@ -130,6 +137,64 @@ class Train:
     clearhead train --out runs/full --objective bmi-full --objective.start runs/bmi --objective.segments sentence:64
     clearhead train --out runs/bpe --data.tokenizer bpe --data.vocab-size 4096 --context 512
     torchrun --nproc-per-node 2 -m clearhead.cli train --out runs/two --train.parallel ddp
+    """
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Train a pretrained causal language model further, with another attention if you like, in a folder of its own.
+
+    The model is a Hugging Face folder. What learns: LoRA beside its matrices, the temperatures of the attention alone,
+    or everything. Before the first step the model is scored as it is. Stopped or killed, the same command goes on.
+    """
+
+    model: str
+    """smollm2 (after `clearhead data fetch smollm2`), or a folder that `save_pretrained` wrote."""
+    attention: str = "softmax+selective"
+    """An attention spec. Temperatures (selective, learned) begin as the identity; laser, self_adjust, a window and so
+    on change the model at once, and training brings it back or does not."""
+    data: str = "shakespeare"
+    """A name from `clearhead data list`, or your own file or folder (.txt, .jsonl, either as .gz)."""
+    out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: finetune-MODEL-ATTENTION)")] = None
+    """The run's folder: a new one, or the one of this very run."""
+    tune: Literal["lora", "temperature", "full"] = "lora"
+    """lora: small matrices beside the model's own (needs peft) | temperature: nothing but temperatures | full: every
+    parameter. Temperatures that the attention names learn in each."""
+    steps: int = FINETUNE_STEPS
+    """Optimizer steps."""
+    context: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint=f"(default: {FINETUNE_CONTEXT}, or the model's positions)")
+    ] = None
+    """Tokens in one training window."""
+    batch: int = 1
+    """Windows in one step."""
+    lr: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: by --tune)")] = None
+    """Peak learning rate: 5e-4 for lora, 5e-3 for temperature, 2e-5 for full."""
+    temperature_lr: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: 5e-3)")] = None
+    """Peak learning rate of the temperatures."""
+    seed: int = 0
+    """Decides LoRA's start, the order of the data and the dropout."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: products in bf16 (autocast), two to four times as fast where the machine has bf16; scores are fp32."""
+    gradient_checkpointing: bool = False
+    """Make activations again in the backward pass: less memory, about a third more time."""
+    lora_rank: int = 8
+    """Inner size of LoRA's matrices."""
+    lora_targets: str = "default"
+    """default (what peft takes for this kind of model) | all-linear | names joined by commas."""
+    device: str = "auto"
+    """auto (a GPU when there is one) | cpu | cuda | cuda:1 | mps."""
+    set: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE ...", help_behavior_hint="(default: none)")] = ()
+    """Anything else of the run's configuration, such as optim.warmup_steps=20 train.test_tokens=none."""
+    export: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: none)")] = None
+    """Write the finished model to this new folder, LoRA merged, for `clearhead.hf.load` and from_pretrained."""
+
+    EXAMPLES = """
+    clearhead data fetch smollm2
+    clearhead finetune --model smollm2 --attention softmax+selective --data shakespeare
+    clearhead finetune --model smollm2 --attention laser --precision bf16 --steps 100
+    clearhead finetune --model ./my-model --tune temperature --data my.txt --export ./my-model-selective
+    clearhead finetune --model smollm2 --tune full --batch 4 --steps 2000 --precision bf16 --gradient-checkpointing
     """
 
 

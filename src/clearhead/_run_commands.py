@@ -207,9 +207,13 @@ def _score_answers(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any
 
 
 def _score_segments(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, model: Any) -> Any | None:
+    from clearhead.models.config import ModelConfig
+
     objective = config.objective
     if asked.segments is None and not objective.reads_segments:
         return None
+    if not isinstance(config.model, ModelConfig):
+        raise UserError("--segments reads the states of clearhead's own models; leave it out for a pretrained one")
     from clearhead.data.retokenize import documents_for
     from clearhead.objectives.config import pooled_layers
     from clearhead.train.score_segments import score_segments
@@ -222,7 +226,7 @@ def _score_segments(asked: Evaluate, config: RunConfig, data: Any, tokenizer: An
         tokenizer=tokenizer,
         segments=objective.segments if asked.segments is None else asked.segments,
         pooled=objective.pooled,
-        layers=pooled_layers(objective.pooled, config.model.layers),
+        layers=pooled_layers(objective.pooled, config.own_model.layers),
         critic=stored_critic(config, asked.run, next(model.parameters()).device),
     )
 
@@ -310,9 +314,21 @@ def _continuation(asked: Generate, config: RunConfig, tokenizer: Any, model: Any
     import torch
 
     from clearhead.models.generate import generate as sample
+    from clearhead.models.pretrained_config import PretrainedConfig
 
     _refuse(asked, config, "beams")
     device = next(model.parameters()).device
+    if config.task == "causal_lm" and isinstance(config.model, PretrainedConfig):
+        ids = model.continue_text(
+            torch.tensor([[tokenizer.separator, *prompt.tolist()]], device=device),
+            max_new_tokens=asked.tokens,
+            temperature=1.0 if asked.temperature is None else asked.temperature,
+            top_k=asked.top_k,
+            top_p=asked.top_p,
+            seed=asked.seed,
+            stop_token=tokenizer.separator,
+        )
+        return str(tokenizer.decode(ids[0].cpu().numpy()))
     ids = sample(
         model,
         torch.tensor([[tokenizer.separator, *prompt.tolist()]], device=device),

@@ -34,6 +34,7 @@ commands
   inspect    find out where a model loses its signal: theory beside measurement, and advice
   compare    train several attentions on the same text and seeds; write report.html with a verdict
   train      train one model; stop it at any time, the same command goes on
+  finetune   train a pretrained model further, with another attention
   evaluate   score a trained run, document by document
   generate   continue a text with a trained run, fill in hidden tokens, or translate
   data       list the data sets, fetch one, or print where it is
@@ -47,6 +48,7 @@ first steps
   clearhead train --out runs/first --model tiny      one small model on Shakespeare
   clearhead generate runs/first --prompt "To be"
   clearhead train --out runs/de --task translation   English to German, an encoder-decoder
+  clearhead finetune --model smollm2                 temperatures and LoRA on a pretrained model
 
 exit codes: 0 done, 1 a fault of this program (a traceback is saved), 2 a mistake in the request, 130 interrupted
 """
@@ -129,6 +131,7 @@ def _compare(arguments: list[str]) -> int:
 
     plan = ComparePlan.build(
         preset=asked.preset,
+        model=None if asked.model is None else source_name(asked.model),
         attention=asked.attention,
         arms=asked.arm,
         baseline=asked.baseline,
@@ -172,13 +175,15 @@ def train_config(arguments: list[str]) -> tuple[RunConfig, Path]:
     from clearhead._options import DEFAULT_STEPS, TRANSLATION_DATA, TRANSLATION_TRAIN, Train
     from clearhead.models.config import PRESETS
     from clearhead.objectives.config import RECIPES, ObjectiveConfig
-    from clearhead.train.config import TASKS, RunConfig, TrainConfig, vocabulary_size
+    from clearhead.train.config import PRETRAINED, TASKS, RunConfig, TrainConfig, vocabulary_size
 
     size = given(arguments, "--model") or "small"
     if size not in PRESETS and not size.endswith(".json"):
         raise unknown("size of --model", size, PRESETS)
     model_start = PRESETS[size] if size in PRESETS else read_model_config(Path(size))
     architecture = given(arguments, "--model.architecture")
+    if architecture == PRETRAINED:
+        raise UserError("--model.architecture pretrained: see `clearhead finetune`, which trains a pretrained model")
     if architecture is not None and architecture not in TASKS:
         raise unknown("architecture", architecture, TASKS)
     task = given(arguments, "--task") or (TASKS[architecture] if architecture else "causal_lm")
@@ -241,6 +246,12 @@ def _memory(arguments: list[str], layout: str | None, *, named: bool) -> dict[st
 
 def _train(arguments: list[str]) -> int:
     config, folder = train_config(arguments)
+    _carry_out(config, folder)
+    return 0
+
+
+def _carry_out(config: RunConfig, folder: Path) -> None:
+    """Train, and say in a line how it ended."""
     from clearhead.train.loop import train
 
     result = train(config, folder)
@@ -249,7 +260,24 @@ def _train(arguments: list[str]) -> int:
     if os.environ.get("RANK", "0") == "0":  # one of the processes that torchrun started speaks for all
         words = [result.status, *([result.reason] if result.reason else [])]
         words += _scores(result.summary)
+        first, *later = result.summary["val_curve"] or [{"step": -1}]
+        if first["step"] == 0 and later:
+            before, after = (point["bits_per_byte"] for point in (first, later[-1]))
+            words.append(f"validation {_bits(before)} before the first step, {_bits(after)} after the last")
         print(f"{'; '.join(words)}; everything is in {folder}")
+
+
+def _finetune(arguments: list[str]) -> int:
+    from clearhead._finetune_command import finetune_run
+    from clearhead._options import Finetune
+
+    asked = parse(Finetune, "finetune", merge(arguments, "--set"))
+    config, folder = finetune_run(asked)
+    _carry_out(config, folder)
+    if asked.export is not None:
+        from clearhead._finetune_command import export_run
+
+        export_run(folder, asked.export)
     return 0
 
 
@@ -266,6 +294,10 @@ def _scores(summary: Mapping[str, Any]) -> list[str]:
     words = [unit.format(summary[key]) for key, unit in units.items() if summary.get(key) is not None]
     nats = summary.get("test_nats_per_token")
     return words if not words or nats is None or "test_bytes" in summary else [*words, f"{nats:.4f} nats per token"]
+
+
+def _bits(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 # ---- evaluate and generate ----
@@ -314,6 +346,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "inspect": _inspect,
     "compare": _compare,
     "train": _train,
+    "finetune": _finetune,
     "evaluate": _evaluate,
     "generate": _generate,
     "data": _data,

@@ -116,6 +116,17 @@ def test_documents_are_compared_largest_first(folders):
     assert results["documents"][0]["differences"] == pytest.approx(means)
 
 
+def test_documents_count_once_each_in_the_interval_over_them(folders):
+    results = strict((folders["plain"] / "results.json").read_text())
+    for place, (arm, found) in enumerate(zip(results["arms"], results["over_documents"], strict=True)):
+        differences = [row["differences"][place] for row in results["documents"]]
+        assert found["documents"] == len(differences) == 2
+        if arm["baseline"]:
+            assert (found["mean"], found["interval"]) == (None, None)
+        else:
+            assert found["mean"] == pytest.approx(np.mean(differences))
+
+
 def test_csv_has_one_line_for_each_run(folders):
     rows = list(csv.DictReader((folders["crashed"] / "results.csv").open()))
     assert [(row["arm"], int(row["seed"])) for row in rows] == [

@@ -19,6 +19,8 @@ from clearhead.errors import UserError, nearest
 from clearhead.train.config import DECODERS, RunConfig
 
 FIXED_KEYS: dict[str, str] = {
+    "model.source": "every arm begins from the same model",
+    "model.base": "every arm begins from the same model",
     "data.source": "every arm is judged on the same text",
     "data.val_fraction": "every arm is judged on the same split",
     "data.test_fraction": "every arm is judged on the same split",
@@ -129,6 +131,26 @@ def _check_key(arm: str, key: str, value: Any, base: RunConfig) -> None:
             f"arm {arm!r} may not change {key} to {value}: arms are decoders for now ({', '.join(DECODERS)}); other "
             f"architectures have other tasks and scores"
         )
+
+
+def read_changes(texts: Iterable[str]) -> dict[str, str]:
+    """Read `"section.field=value"` texts into a dict, the values still text."""
+    changes = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"expected key=value, got {text!r}")
+        changes[key.strip()] = value.strip()
+    return changes
+
+
+def with_changes(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """Return `config` with dotted keys replaced; one that does not exist raises `UserError` with the nearest."""
+    keys = known_keys(config)
+    for key in changes:
+        if key not in keys:
+            raise UserError(f"unknown key {key!r}{nearest(key, keys)}; a key is section.field, such as model.width")
+    return apply_overrides(config, changes)
 
 
 def apply_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:

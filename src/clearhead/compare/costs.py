@@ -10,7 +10,7 @@ from typing import Any
 from clearhead.compare.arms import config_difference
 from clearhead.compare.plan import ComparePlan
 from clearhead.errors import UserError
-from clearhead.models.make import ARCHITECTURES
+from clearhead.models.make import begin_model
 from clearhead.train.config import RunConfig
 from clearhead.train.tasks.segments import extra_cost_of
 
@@ -60,7 +60,7 @@ def run_config(config: RunConfig, *, steps: int, seed: int, rate: float | None) 
 
 def _size(name: str, config: RunConfig) -> dict[str, Any]:
     try:
-        model: Any = ARCHITECTURES[config.model.architecture](config.model)
+        model: Any = begin_model(config.model)
     except ValueError as error:
         raise UserError(f"arm {name!r} cannot be built: {error}") from error
     extra = extra_cost_of(model, config)  # an objective beside the task's: what it reads counts, by token of the task

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from clearhead.compare.arms import Arm, apply_overrides, check_arms, flatten, known_keys, parse_arms
+from clearhead.compare.arms import Arm, check_arms, flatten, parse_arms, read_changes, with_changes
 from clearhead.data.config import DataConfig
-from clearhead.errors import UserError, nearest, unknown
+from clearhead.errors import UserError, unknown
 from clearhead.models.config import ModelConfig
 from clearhead.train.config import DECODERS, OptimConfig, RunConfig, TrainConfig
+from clearhead.train.finetune import finetune_config
 
 Budget = Literal["tokens", "flops", "time"]
 
@@ -27,6 +28,10 @@ TUNING_SEED = 1000
 """The learning rate is chosen on runs with seeds from here on, which the verdict never sees."""
 
 DEFAULT_ATTENTION = ("softmax", "laser", "self_adjust", "softmax+selective")
+FINETUNE = "finetune"
+"""What the preset of a pretrained model is called."""
+FINETUNE_ATTENTION = ("softmax", "softmax+selective", "softmax+learned")
+"""Fine-tuned as it is; with temperatures that each token computes; and with plain learned ones, the control."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class ComparePlan:
         cls,
         *,
         preset: str = "default",
+        model: str | None = None,
         attention: Sequence[str] = (),
         arms: Sequence[str | Arm] = (),
         baseline: str | None = None,
@@ -103,15 +109,19 @@ class ComparePlan:
     ) -> ComparePlan:
         """Make a plan from a preset and what the user says differently.
 
+        `model` is a pretrained model to fine-tune instead, a name such as smollm2 or a Hugging Face folder.
+
         `attention` are specs, `arms` are `Arm`s or `"name: key=value key=value"` texts; together they replace the
         preset's arms. A single one is compared with the base configuration. `overrides` change the base for every
         arm: a dict of dotted keys, or texts `"model.width=192"`. `seeds` is how many, or which.
         `steps` also moves the warm-up and the evaluations in proportion, unless `overrides` set them. `context` keeps
         the tokens of a run: a longer one makes the batch smaller, and then the steps fewer, unless told otherwise.
         """
-        if preset not in PRESETS:
+        if preset not in PRESETS and not (preset == FINETUNE and model is not None):
             raise unknown("preset", preset, PRESETS)
-        start = PRESETS[preset]
+        if model is not None and preset not in ("default", FINETUNE):
+            raise UserError(f"preset {preset}: the presets train small models from nothing; leave it out with a model")
+        start = PRESETS[preset] if model is None else finetune_plan(model)
         base = _with_base(start.base, data, context, steps, overrides)
         chosen = start.arms
         if attention or arms:
@@ -133,7 +143,7 @@ class ComparePlan:
             budget=budget or start.budget,  # type: ignore[arg-type]
             learning_rates=start.learning_rates if learning_rates is None else tuple(learning_rates),
             tuning_seeds=start.tuning_seeds,
-            preset=preset,
+            preset=start.preset,
             workers=workers,
             folder=None if folder is None else Path(folder),
         )
@@ -215,8 +225,8 @@ class ComparePlan:
         return lines + [f"{key}: {a.get(key)} there, {b.get(key)} here" for key in b if a.get(key) != b.get(key)]
 
     def default_folder(self) -> Path:
-        """Return `compare-PRESET`, with a short hash of the plan when it is not the preset as it stands."""
-        if self.identity() == PRESETS[self.preset].identity():
+        """Return `compare-PRESET`, with a short hash of the plan when it is not a preset as it stands."""
+        if self.preset in PRESETS and self.identity() == PRESETS[self.preset].identity():
             return Path(f"compare-{self.preset}")
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
         return Path(f"compare-{self.preset}-{digest[:8]}")
@@ -233,11 +243,7 @@ def _with_base(
     if isinstance(overrides, Mapping):
         changes.update(overrides)
     else:
-        for text in overrides:
-            key, equals, value = text.partition("=")
-            if not equals:
-                raise UserError(f"expected key=value, got {text!r}")
-            changes[key.strip()] = value.strip()
+        changes.update(read_changes(overrides))
     if data is not None:
         changes["data.source"] = data
     if context is not None:
@@ -255,11 +261,7 @@ def _with_base(
         changes = {key: max(1, int(value * share)) for key, value in scaled.items()} | changes
         changes["train.steps"] = steps
     _require_decoder(changes.get("model.architecture", "decoder"))
-    keys = known_keys(base)
-    for key in changes:
-        if key not in keys:
-            raise UserError(f"unknown key {key!r}{nearest(key, keys)}; a key is section.field, such as model.width")
-    return apply_overrides(base, changes)
+    return with_changes(base, changes)
 
 
 def _require_decoder(architecture: object) -> None:
@@ -270,8 +272,24 @@ def _require_decoder(architecture: object) -> None:
         )
 
 
-def _preset(name: str, *, base: RunConfig, seeds: int, learning_rates: tuple[float, ...] = ()) -> ComparePlan:
-    arms = tuple(map(Arm.of_attention, DEFAULT_ATTENTION))
+def finetune_plan(source: str) -> ComparePlan:
+    """Return the plan that fine-tunes a pretrained model: three arms, three seeds, the budget of `finetune_config`.
+
+    Raises `UserError` as `finetune_config` does.
+    """
+    base = finetune_config(source, attention=FINETUNE_ATTENTION[0], train={"threads": 1})
+    return _preset(FINETUNE, base=base, seeds=3, attention=FINETUNE_ATTENTION)
+
+
+def _preset(
+    name: str,
+    *,
+    base: RunConfig,
+    seeds: int,
+    learning_rates: tuple[float, ...] = (),
+    attention: Sequence[str] = DEFAULT_ATTENTION,
+) -> ComparePlan:
+    arms = tuple(map(Arm.of_attention, attention))
     return ComparePlan(
         base=base,
         arms=arms,

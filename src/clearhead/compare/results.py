@@ -61,6 +61,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "budget": resolved.get("budget"),
         "arms": [arm_results(plan, arm, records, comparisons[arm.name], resolved, probe) for arm in plan.arms],
         "documents": by_document(plan, records),
+        "over_documents": over_documents(plan, records),
         "tuning": tuning.summary(plan, layout),
         "probe": probe,
         "sessions": (sessions := _read_lines(layout.sessions)),
@@ -174,6 +175,12 @@ def by_document(plan: ComparePlan, records: Mapping[str, Sequence[Record]]) -> l
 
     The intervals speak of seeds; this shows whether an effect is spread over the text or sits in one document.
     """
+    rows = document_differences(plan, records)
+    return sorted(rows, key=lambda row: -row["bytes"])[:LARGEST_DOCUMENTS]
+
+
+def document_differences(plan: ComparePlan, records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
+    """Return, for each test document, its bytes and each arm's mean over seeds of the paired difference on it."""
     scores = {
         (run.arm, run.seed): {document["name"]: document for document in run.documents}
         for runs in records.values()
@@ -185,7 +192,7 @@ def by_document(plan: ComparePlan, records: Mapping[str, Sequence[Record]]) -> l
         return []
     sizes = {name: document["bytes"] for name, document in next(iter(base.values())).items()}
     rows = []
-    for name in sorted(sizes, key=lambda name: -sizes[name])[:LARGEST_DOCUMENTS]:
+    for name in sizes:
         differences = []
         for arm in plan.arms:
             pairs = [
@@ -196,6 +203,28 @@ def by_document(plan: ComparePlan, records: Mapping[str, Sequence[Record]]) -> l
             differences.append(float(np.mean(pairs)) if pairs else None)
         rows.append({"name": name, "bytes": sizes[name], "differences": differences})
     return rows
+
+
+def over_documents(plan: ComparePlan, records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
+    """Return, for each arm, the mean over test documents of that difference, each counted once, with its interval.
+
+    The other luck: not of the seed but of which documents were held out. It stands beside the verdict and decides
+    nothing. `interval` is None for fewer than two documents, and for the baseline.
+    """
+    rows = document_differences(plan, records)
+    made = []
+    for place, arm in enumerate(plan.arms):
+        found = np.array([row["differences"][place] for row in rows if row["differences"][place] is not None], float)
+        known = found.size > 0 and arm.name != plan.baseline
+        interval = st.student_interval(found, confidence=CONFIDENCE, comparisons=len(plan.arms) - 1) if known else None
+        made.append(
+            {
+                "documents": int(found.size),
+                "mean": float(found.mean()) if known else None,
+                "interval": None if interval is None else asdict(interval),
+            }
+        )
+    return made
 
 
 def gradient(runs: Sequence[Record]) -> dict[str, Any] | None:

@@ -252,6 +252,24 @@ _ENTRIES = (
         format="flat",
     ),
     Entry(
+        name="antibodies",
+        kind="pip",
+        about="The genes of 221 heavy and 207 light chains of human antibodies that neutralise HIV broadly, bases "
+        "A C G T, one a document. Translated they are proteins for AntiBERTy. Many are siblings of one family, so a "
+        "split by document is not a split by kin.",
+        licence="package MIT; where each sequence was first published is not said",
+        text_bytes=155_849,
+        documents=428,
+        package="abstar",
+        version="0.8.0",
+        archive="abstar-0.8.0-py3-none-any.whl",
+        sha256="c3c25dd4c0ebcd8173fdd4737539957dfd2f5ca25a0a71cc7a1f2643cdb898f4",
+        archive_bytes=735_505,
+        take=("abstar/test_data/test_hiv_bnab_hcs.fasta", "abstar/test_data/test_hiv_bnab_lcs.fasta"),
+        suffix=".fasta",
+        format="fasta-dna",
+    ),
+    Entry(
         name="verses",
         kind="pip",
         about="The Bible in seven languages, paired by verse: 31,102 pairs a language pair, 66 books, split by book. "

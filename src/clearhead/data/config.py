@@ -13,7 +13,7 @@ from clearhead.errors import UserError, unknown
 if TYPE_CHECKING:
     from clearhead.data.synthetic.task import Synthetic
 
-TokenizerName = Literal["bytes", "bpe", "dna", "dna3", "dna6", "protein"]
+TokenizerName = Literal["bytes", "bpe", "dna", "dna3", "dna6", "protein", "pretrained"]
 
 BYTE_VOCABULARY = 257
 SYNTHETIC = "synthetic:"
@@ -35,10 +35,15 @@ class DataConfig:
 
     tokenizer: TokenizerName = "bytes"
     """bytes: one token per UTF-8 byte. bpe: frequent byte pairs merged, learned from the training split. dna | dna3 |
-    dna6: a token for every base, or every three or six. protein: a token for every amino acid."""
+    dna6: a token for every base, or every three or six. protein: a token for every amino acid. pretrained: the
+    tokenizer of the model that `tokenizer_of` names."""
+
+    tokenizer_of: str = ""
+    """pretrained only: the model whose tokenizer.json is read, a name such as smollm2 or a Hugging Face folder."""
 
     vocab_size: int = 4096
-    """Size of the BPE vocabulary, separator included (bytes always have 257: 256 and the separator)."""
+    """Size of the BPE vocabulary, separator included (bytes always have 257: 256 and the separator). pretrained: the
+    ids that the model's tokenizer has."""
 
     context: int = 256
     """Tokens in one training window, and the longest context in evaluation."""
@@ -64,6 +69,11 @@ class DataConfig:
             raise unknown("tokenizer", self.tokenizer, get_args(TokenizerName))
         if self.tokenizer == "bpe" and self.vocab_size < SMALLEST_BPE:
             raise UserError(f"data.vocab_size must be at least {SMALLEST_BPE} for bpe, got {self.vocab_size}")
+        if (self.tokenizer == "pretrained") != bool(self.tokenizer_of.strip()):
+            raise UserError(
+                f"data.tokenizer=pretrained and data.tokenizer_of belong together, got {self.tokenizer!r} and "
+                f"{self.tokenizer_of!r}; name the model whose tokenizer is meant, or leave tokenizer_of empty"
+            )
         if self.context < 1:
             raise UserError(f"data.context must be at least 1, got {self.context}")
         if self.synthetic is not None:
@@ -89,7 +99,7 @@ class DataConfig:
 
     def _check_types(self) -> None:
         """Refuse values of another type, which a hand-written JSON file can hold (`"256"`, `true`)."""
-        kinds: dict[str, tuple[type, ...]] = {"source": (str,), "tokenizer": (str,)}
+        kinds: dict[str, tuple[type, ...]] = dict.fromkeys(("source", "tokenizer", "tokenizer_of"), (str,))
         kinds |= dict.fromkeys(("val_fraction", "test_fraction"), (int, float))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -107,7 +117,7 @@ class DataConfig:
             return len(self.synthetic.symbols) + 1
         if self.tokenizer in ALPHABETS:
             return ALPHABETS[self.tokenizer].vocab_size
-        return self.vocab_size if self.tokenizer == "bpe" else BYTE_VOCABULARY
+        return self.vocab_size if self.tokenizer in ("bpe", "pretrained") else BYTE_VOCABULARY
 
     @property
     def synthetic(self) -> Synthetic | None:

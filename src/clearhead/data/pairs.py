@@ -179,9 +179,11 @@ def prepare_pairs(config: DataConfig, *, progress: Progress | None = None) -> Pa
 
     Raises `UserError`, in one line, for a source that is missing or unreadable, and for too few pairs.
     """
+    if config.tokenizer == "pretrained":
+        raise UserError("data.tokenizer=pretrained is for running text; sentence pairs take bytes or bpe")
     source = resolve_pairs(config.source, progress)
     request = config.to_dict()
-    del request["context"], request["source"]
+    del request["context"], request["source"], request["tokenizer_of"]
     if config.tokenizer != "bpe":
         del request["vocab_size"]
     key = json_sha256({"pairs": request, "label": source.label, "digest": source.digest()})[:24]
@@ -205,7 +207,8 @@ def pairs_for(tokenizer: Tokenizer, config: DataConfig, *, progress: Progress | 
 
     What scoring a trained model on other pairs needs: it meets the tokens it was trained with.
     """
-    data = prepare_pairs(dataclasses.replace(config, tokenizer="bytes", context=1 << 30), progress=progress)
+    plain = dataclasses.replace(config, tokenizer="bytes", tokenizer_of="", context=1 << 30)
+    data = prepare_pairs(plain, progress=progress)
     sides: dict[Split, tuple[Ragged, Ragged]] = {}
     for split in SPLITS:
         texts = [[data.tokenizer.decode(side) for side in pair] for pair in data.pairs(split)]

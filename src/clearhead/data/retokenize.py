@@ -47,7 +47,7 @@ def documents_for(
     """
     if split not in (*SPLITS, ALL):
         raise unknown("split", split, (*SPLITS, ALL))
-    data = prepare(dataclasses.replace(config, tokenizer="bytes"), progress=progress)
+    data = prepare(dataclasses.replace(config, tokenizer="bytes", tokenizer_of=""), progress=progress)
     kept = []
     for name in SPLITS if split == ALL else (split,):
         for document in data.documents(name):

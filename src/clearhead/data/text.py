@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -224,10 +225,25 @@ def _prepared() -> Path:
 def _request_values(config: DataConfig) -> dict[str, Any]:
     """Return what decides the tokens, apart from the source: all but the context and what bytes ignore."""
     values = config.to_dict()
-    del values["context"], values["source"]
-    if config.tokenizer != "bpe":
+    del values["context"], values["source"], values["tokenizer_of"]
+    if config.tokenizer == "pretrained":  # which folder it lies in says nothing about its tokens, its content does
+        values["tokenizer_sha256"] = json_sha256(_pretrained(config).to_dict())
+    elif config.tokenizer != "bpe":
         del values["vocab_size"]
     return values
+
+
+@lru_cache(maxsize=2)
+def _pretrained(config: DataConfig) -> Tokenizer:
+    from clearhead.data.pretrained_tokenizer import PretrainedTokenizer
+
+    tokenizer = PretrainedTokenizer.of_model(config.tokenizer_of)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(
+            f"data.vocab_size={config.vocab_size}: the tokenizer of {config.tokenizer_of} has {tokenizer.vocab_size} "
+            f"ids; set data.vocab_size={tokenizer.vocab_size}"
+        )
+    return tokenizer
 
 
 def _request_key(config: DataConfig) -> str:
@@ -277,6 +293,14 @@ def _build(config: DataConfig, source: Source, digest: str, folder: Path, progre
         tokenizer = BPETokenizer.train(texts, config.vocab_size)
         if tokenizer.vocab_size < config.vocab_size:
             notes.append(f"the training text gives {tokenizer.vocab_size} ids of {config.vocab_size} asked for")
+    if config.tokenizer == "pretrained":
+        tokenizer = _pretrained(config)
+        first = next(piece.data.decode() for _, piece, _ in _pieces(source, kept, plan))
+        if tokenizer.decode(tokenizer.encode(first)) != first:
+            notes.append(
+                f"the tokenizer of {config.tokenizer_of} does not give a text back as it was; bits per byte count the "
+                f"bytes of the text itself"
+            )
     encoded = (
         EncodedDocument(split, piece.name, tokenizer.encode(piece.data.decode()), len(piece.data), whole)
         for split, piece, whole in _pieces(source, kept, plan)

@@ -2,7 +2,7 @@
 
 Both have one id more than their alphabet: the separator, always the last id. It stands before every
 document (where it also says that the one before has ended) and comes out of no text: `encode` never yields
-it.
+it. (The tokenizer of a pretrained model, `pretrained_tokenizer.py`, has a separator of its own.)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Tokenizer(ABC):
 
     @property
     def separator(self) -> int:
-        """Return the id that stands before every document: the last one."""
+        """Return the id that stands before every document: the last one, unless the tokenizer has its own."""
         return self.vocab_size - 1
 
     @abstractmethod
@@ -117,12 +117,12 @@ class BPETokenizer(Tokenizer):
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        library.train_from_iterator((chunk for text in texts for chunk in _chunks(text)), trainer=trainer)
+        library.train_from_iterator((chunk for text in texts for chunk in text_chunks(text)), trainer=trainer)
         return cls(library.to_str())
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of `text`."""
-        parts = [self._library.encode(chunk, add_special_tokens=False).ids for chunk in _chunks(text)]
+        parts = [self._library.encode(chunk, add_special_tokens=False).ids for chunk in text_chunks(text)]
         return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts] or [np.zeros(0, np.int64)])
 
     def decode(self, ids: Sequence[int] | npt.NDArray[Any], *, separator: str = "") -> str:
@@ -155,16 +155,21 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
             from clearhead.data.symbols import SymbolTokenizer
 
             return SymbolTokenizer(values["symbols"])
+        if values["kind"] == "pretrained":
+            from clearhead.data.pretrained_tokenizer import PretrainedTokenizer
+
+            return PretrainedTokenizer(json.dumps(values["tokenizer"]), values["separator"])
     except FileNotFoundError as error:
         raise UserError(f"no tokenizer at {path}") from error
     except Exception as error:  # the library raises bare Exception for a state that it cannot read
         raise UserError(f"{path} is not a tokenizer of clearhead: {error}") from error
     raise UserError(
-        f"{path} holds a tokenizer of kind {values['kind']!r}; known: bytes, bpe, {', '.join(ALPHABETS)}, symbols"
+        f"{path} holds a tokenizer of kind {values['kind']!r}; known: bytes, bpe, pretrained, "
+        f"{', '.join(ALPHABETS)}, symbols"
     )
 
 
-def _chunks(text: str) -> Iterator[str]:
+def text_chunks(text: str) -> Iterator[str]:
     """Cut a long text before a line break that follows a non-space: no match of the word pattern spans it."""
     start = 0
     while len(text) - start > _CHUNK:

@@ -56,7 +56,7 @@ def check(config: ModelConfig) -> None:
             "attention_dropout with laser: a log of randomly dropped exponentials has no stated expectation; "
             "set attention_dropout=0 and use dropout"
         )
-    object.__setattr__(config, "temperature_on", _canonical_targets(config.temperature_on))
+    object.__setattr__(config, "temperature_on", canonical_targets(config.temperature_on))
     _check_memory(config)
     if isinstance(config.spec.weights, Performer):
         _check_performer(config)
@@ -213,7 +213,8 @@ def _check_number(name: str, value: object) -> float:
     return float(value)
 
 
-def _canonical_targets(text: str) -> str:
+def canonical_targets(text: str) -> str:
+    """Put `temperature_on` into the order query, key, value; raise `UserError` for another term or one said twice."""
     terms = str(text).split("+")
     for term in terms:
         if term not in TEMPERATURE_TARGETS:

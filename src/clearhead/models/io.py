@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +14,12 @@ from safetensors.torch import save_file
 
 from clearhead.errors import UserError
 from clearhead.models.config import ModelConfig
-from clearhead.models.make import ARCHITECTURES, AnyModel
+from clearhead.models.make import ARCHITECTURES, AnyModel, begin_model
+from clearhead.models.pretrained_config import ARCHITECTURE as PRETRAINED
+from clearhead.models.pretrained_config import PretrainedConfig
+
+if TYPE_CHECKING:
+    from clearhead.hf.model import Pretrained
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -43,18 +48,21 @@ def save_model(model: AnyModel, folder: Path | str) -> None:
     _replace(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
-def load_model(folder: Path | str, *, device: torch.device | str | None = None) -> AnyModel:
+def load_model(folder: Path | str, *, device: torch.device | str | None = None) -> AnyModel | Pretrained:
     """Read a model that `save_model` wrote, in eval mode and in the stored dtype; its class is the config's.
+
+    Of a fine-tuned pretrained model the folder holds what was learned; the rest is read from where it was.
 
     Raises `UserError`, in one line, for a missing, broken or mismatched file.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config = read_stored_config(folder)
     tensors, stored_config = _read_weights(folder / WEIGHTS)
     if stored_config is not None and not _same(stored_config, config):
         raise UserError(f"{folder}: {WEIGHTS} was saved with another config than {CONFIG} states; restore the pair")
 
-    model = ARCHITECTURES[config.architecture](config)
+    pretrained = isinstance(config, PretrainedConfig)
+    model: Any = begin_model(config) if isinstance(config, PretrainedConfig) else _empty(config)
     expected = _stored(model)
     for problem, names in (("lacks", expected.keys() - tensors), ("has unknown", tensors.keys() - expected)):
         if names:
@@ -65,6 +73,9 @@ def load_model(folder: Path | str, *, device: torch.device | str | None = None) 
                 f"{folder / WEIGHTS}: {name} has shape {tuple(tensors[name].shape)}, "
                 f"{CONFIG} asks for {tuple(wanted.shape)}"
             )
+    if pretrained:
+        model.load_state_dict(tensors, strict=False)  # the checks above have seen to what learns
+        return model.to(device).eval()
     dtypes = {tensors[name].dtype for name, _ in model.named_parameters()}  # constants keep a dtype of their own
     if len(dtypes) == 1:
         model.to(dtypes.pop())
@@ -72,8 +83,20 @@ def load_model(folder: Path | str, *, device: torch.device | str | None = None) 
     return model.to(device).eval() if device is not None else model.eval()
 
 
+def _empty(config: ModelConfig) -> AnyModel:
+    return ARCHITECTURES[config.architecture](config)
+
+
 def read_config(folder: Path | str) -> ModelConfig:
-    """Read a model folder's config; `UserError` when it is missing or broken."""
+    """Read the config of a model of our own; `UserError` when it is missing or broken, or a pretrained model's."""
+    config = read_stored_config(folder)
+    if isinstance(config, PretrainedConfig):
+        raise UserError(f"{folder} holds what was learned beside the pretrained model {config.source}, no whole model")
+    return config
+
+
+def read_stored_config(folder: Path | str) -> ModelConfig | PretrainedConfig:
+    """Read a model folder's config of either kind; `UserError` when it is missing or broken."""
     path = Path(folder) / CONFIG
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -84,9 +107,15 @@ def read_config(folder: Path | str) -> ModelConfig:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object of model options, got {type(values).__name__}")
     try:
-        return ModelConfig.from_dict(values)
+        return _config_of(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _config_of(values: dict[str, Any]) -> ModelConfig | PretrainedConfig:
+    kind: Any = PretrainedConfig if values.get("architecture") == PRETRAINED else ModelConfig
+    config: ModelConfig | PretrainedConfig = kind.from_dict(values)
+    return config
 
 
 def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
@@ -101,15 +130,15 @@ def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
         raise UserError(f"{path} is broken: {_one_line(error)}") from None
 
 
-def _same(stored: Any, config: ModelConfig) -> bool:
+def _same(stored: Any, config: ModelConfig | PretrainedConfig) -> bool:
     """Whether the weights' config is `config`; an older version's lacks the options that came later."""
     try:
-        return ModelConfig.from_dict(stored) == config
+        return _config_of(stored) == config
     except (UserError, TypeError):
         return False
 
 
-def _stored(model: AnyModel) -> dict[str, torch.Tensor]:
+def _stored(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The state dict with each tied matrix under its first name only."""
     seen: set[int] = set()
     stored = {}

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 from clearhead.data.config import DataConfig
 from clearhead.errors import UserError, unknown
 from clearhead.models.config import ModelConfig
+from clearhead.models.pretrained_config import ARCHITECTURE as PRETRAINED
+from clearhead.models.pretrained_config import PretrainedConfig
 from clearhead.objectives.config import ObjectiveConfig, pooled_layers
 
 ScheduleName = Literal["cosine", "wsd", "constant"]
@@ -24,6 +26,7 @@ TASKS: dict[str, Task] = {
     "encoder": "masked_lm",
     "seq2seq": "translation",
     "feedback": "causal_lm",
+    PRETRAINED: "causal_lm",
 }
 """What each architecture is trained for."""
 DECODERS = tuple(name for name, task in TASKS.items() if task == "causal_lm")
@@ -174,7 +177,7 @@ class RunConfig:
     """
 
     train: TrainConfig
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig | PretrainedConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -187,6 +190,8 @@ class RunConfig:
             )
         self._check_task()
         self._check_objective()
+        if isinstance(self.model, PretrainedConfig):
+            self._check_pretrained(self.model)
         tokenizer, needed = self.data.tokenizer, vocabulary_size(self.data, self.task)
         if self.model.vocab_size < needed:
             mask = ", the mask included" if self.task == "masked_lm" else ""
@@ -229,10 +234,28 @@ class RunConfig:
         if task == "translation" and self.train.tokens is not None:
             raise UserError("train.tokens: pairs differ in length, so translation counts steps; set train.steps")
 
+    def _check_pretrained(self, model: PretrainedConfig) -> None:
+        if self.data.tokenizer != "pretrained" or self.data.tokenizer_of != model.source:
+            raise UserError(
+                f"data.tokenizer={self.data.tokenizer}: {model.source} knows the ids of its own tokenizer alone; set "
+                f"data.tokenizer=pretrained and data.tokenizer_of={model.source}"
+            )
+        if self.data.synthetic is not None:
+            raise UserError(f"data.source={self.data.source}: a pretrained model reads text, no generated symbols")
+        if self.train.parallel == "fsdp":
+            raise UserError("train.parallel=fsdp: a pretrained model's blocks are not ours to shard; take ddp")
+        if self.train.inspect_every:
+            raise UserError(
+                "train.inspect_every looks inside clearhead's own models; set it to 0 and inspect the exported folder: "
+                "clearhead inspect --model FOLDER"
+            )
+
     def _check_objective(self) -> None:
         objective = self.objective
         if not objective.reads_segments:
             return
+        if isinstance(self.model, PretrainedConfig):
+            raise UserError("objective.nsp: a pretrained model learns the next token alone; leave the objective plain")
         if self.task == "translation":
             raise UserError(
                 "objective.nsp: translation reads sentence pairs, which have no next segment; leave the objective plain"
@@ -252,13 +275,20 @@ class RunConfig:
                 f"train.parallel={self.train.parallel}: the critic, and weights over all pairs of a step, live in one "
                 f"process; set train.parallel=none, or leave the objective plain"
             )
-        pooled_layers(objective.pooled, self.model.layers)
+        pooled_layers(objective.pooled, self.own_model.layers)
         longest = objective.segment_length * (2 if objective.raml else 1)
-        if self.model.position == "learned" and longest > self.model.context:
+        if self.own_model.position == "learned" and longest > self.model.context:
             raise UserError(
                 f"objective.segments={objective.segments}: {longest} tokens are read at once, but learned positions "
                 f"end at context={self.model.context}; cut shorter segments"
             )
+
+    @property
+    def own_model(self) -> ModelConfig:
+        """The model's config, which is known here to be one of clearhead's own and not a pretrained model's."""
+        if not isinstance(self.model, ModelConfig):
+            raise TypeError(f"expected a model of clearhead's own, got the pretrained {self.model.source}")
+        return self.model
 
     @property
     def task(self) -> Task:
@@ -293,7 +323,7 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """Build from plain values; an unknown key raises `UserError` with the nearest known one."""
         kinds: dict[str, Any] = {
-            "model": ModelConfig,
+            "model": PretrainedConfig if is_pretrained(values.get("model")) else ModelConfig,
             "data": DataConfig,
             "optim": OptimConfig,
             "objective": ObjectiveConfig,
@@ -317,6 +347,11 @@ class RunConfig:
                 f"{config.task}"
             )
         return config
+
+
+def is_pretrained(model: object) -> bool:
+    """Whether plain values describe a pretrained model (a `PretrainedConfig`) and not one of clearhead's own."""
+    return isinstance(model, Mapping) and model.get("architecture") == PRETRAINED
 
 
 def vocabulary_size(data: DataConfig, task: Task) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from clearhead.errors import UserError
 from clearhead.models.make import build_model
+from clearhead.models.pretrained_config import PretrainedConfig
 from clearhead.train import checkpoint as store
 from clearhead.train import environment
 from clearhead.train.companion import companion_of
@@ -94,7 +95,9 @@ class Run:
     ) -> None:
         self.config, self.folder, self.world, self.progress = config, folder, world, progress
         self.curve: list[dict[str, Any]] = []
-        self.evaluated = self.saved = 0  # steps after which the last evaluation and the last checkpoint were made
+        # Steps after which the last evaluation and the last checkpoint were made. A pretrained model has a score before
+        # its first step; one of our own begins from noise.
+        self.evaluated, self.saved = (-1 if isinstance(config.model, PretrainedConfig) else 0), 0
         self.diverged = ""
         self.starts = 1
         self.load_at_start = environment.load_average()
@@ -156,7 +159,7 @@ class Run:
                     agreed = agreed or should_stop()
                     if agreed:
                         raise Interrupted
-                    if self._due(config.eval_every) and self.evaluated < self.step:
+                    if self.evaluated < 0 or (self._due(config.eval_every) and self.evaluated < self.step):
                         self.evaluate_validation(should_stop)
                     elif self._due(config.checkpoint_every) and self.saved < self.step:
                         self.save()
@@ -261,6 +264,7 @@ class Run:
             state_values = {
                 "config": self.config.to_dict(),
                 "data": self.data.fingerprint,
+                "base": self._base,
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
                 "evaluated": self.evaluated,
@@ -299,6 +303,11 @@ class Run:
 
     def _due(self, every: int) -> bool:
         return self.step > 0 and (self.step == self.config.total_steps or (every > 0 and self.step % every == 0))
+
+    @property
+    def _base(self) -> str:
+        """What the model began from: the fingerprint of a pretrained one's weights, empty for one of our own."""
+        return getattr(self.model.config, "base", "")
 
     def _position(self) -> dict[str, Any]:
         return {
@@ -367,6 +376,11 @@ class Run:
             raise UserError(
                 f"{self.folder}: the text of {self.config.data.source} has changed since this run began; "
                 f"restore it, or train in another folder"
+            )
+        if state.get("base", "") != self._base:
+            raise UserError(
+                f"{self.folder}: the pretrained weights of {getattr(self.config.model, 'source', '?')} have changed "
+                f"since this run began; restore them, or train in another folder"
             )
         try:
             store.restore_model(self.model, found.tensors[store.MODEL])

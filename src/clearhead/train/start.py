@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +19,8 @@ from clearhead.init.admin import needs_profile, profile_omega
 from clearhead.init.embedding_correlation import config_correlation
 from clearhead.models.choices import DEEPSCALE
 from clearhead.models.config import ModelConfig
-from clearhead.models.make import AnyModel
+from clearhead.models.make import AnyModel, begin_model
+from clearhead.models.pretrained_config import PretrainedConfig
 from clearhead.objectives.cross_entropy import IGNORE
 from clearhead.objectives.masked_lm import TO_MASK, TO_RANDOM
 from clearhead.signal.moments.embedding import repetition
@@ -27,16 +28,21 @@ from clearhead.train.config import RunConfig
 from clearhead.train.tasks.task import Task
 from clearhead.train.world import World
 
+if TYPE_CHECKING:
+    from clearhead.hf.model import Pretrained
+
 
 def start_model(
     config: RunConfig, task: Task, world: World, build: Callable[[ModelConfig, int], AnyModel], *, resumed: bool
-) -> AnyModel:
+) -> AnyModel | Pretrained:
     """Return the model of a run on this process's device, in training mode. Every process must call it alike.
 
-    build: makes the model of a config and a seed.
+    build: makes a model of our own from its config and a seed.
     resumed: a checkpoint will be read into it, so it is not profiled.
     """
     wanted = config.model
+    if isinstance(wanted, PretrainedConfig):
+        return begin_model(wanted, config.train.seed).to(world.device)
     reads_tokens = wanted.init in DEEPSCALE or (wanted.init == "admin" and wanted.admin_omega == "predicted")
     if reads_tokens and wanted.embedding_correlation is None:
         r0 = config_correlation(wanted, training_repetition(config, task), same_segment=1.0)  # training names no types

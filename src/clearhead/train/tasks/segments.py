@@ -39,7 +39,7 @@ from clearhead.train.world import World
 
 def make_critic(config: RunConfig) -> Critic:
     """Return the critic of a run, as its seed draws it."""
-    objective, model = config.objective, config.model
+    objective, model = config.objective, config.own_model
     size = len(pooled_layers(objective.pooled, model.layers)) * model.width
     return Critic(size, hidden=objective.critic_hidden, dropout=objective.critic_dropout, seed=config.train.seed)
 
@@ -82,7 +82,7 @@ class SegmentCompanion:
 
     def __init__(self, config: RunConfig) -> None:
         self.config, self.objective = config, config.objective
-        self.layers = pooled_layers(self.objective.pooled, config.model.layers)
+        self.layers = pooled_layers(self.objective.pooled, config.own_model.layers)
         self.module = make_critic(config)
         self.columns = ("nsp", "nsp_accuracy") + (("raml", "effective_pairs") if self.objective.raml else ())
         self._last: Terms | None = None

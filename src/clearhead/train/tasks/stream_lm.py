@@ -102,7 +102,7 @@ class StreamLM(CausalLM):
         return self.memories
 
     def _memory(self, world: World) -> SegmentMemory | FeedbackState:
-        config, model = self.config, self.config.model
+        config, model = self.config, self.config.own_model
         rows = config.train.batch_size // (config.train.grad_accum * world.size)
         if model.feedback_carry:
             return FeedbackState.allocate(rows, model.feedback_window, model.width, device=world.device)

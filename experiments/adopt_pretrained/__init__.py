@@ -1,0 +1,1 @@
+"""Does a pretrained model take another attention?"""
