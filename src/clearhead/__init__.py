@@ -16,6 +16,8 @@ __getattr__, __dir__ = attach(
     {
         "functional": "clearhead.functional:",
         "signal": "clearhead.signal:",
+        "hf": "clearhead.hf:",
+        "torch": "clearhead.torch:",
         "AttentionSpec": "clearhead.attention.spec:AttentionSpec",
         "AttentionOutput": "clearhead.attention.attend:AttentionOutput",
         "Temperatures": "clearhead.attention.selective:Temperatures",
