@@ -35,7 +35,7 @@ def find_attentions(model: nn.Module, rules: Rules) -> list[AttentionParts]:
         if isinstance(module, nn.MultiheadAttention):
             found.append(_multi_head(module, path, rules, _around(model, path)))
             continue
-        parts = _look_into(model, path, module)
+        parts = look_into(model, path, module)
         if parts is not None:
             found.append(_describe(model, parts, rules))
     return found
@@ -50,7 +50,8 @@ def _around(model: nn.Module, path: str) -> list[nn.Module]:
     return around
 
 
-def _look_into(model: nn.Module, path: str, module: nn.Module) -> Found | None:
+def look_into(model: nn.Module, path: str, module: nn.Module) -> Found | None:
+    """The matrices of the attention whose query matrix is a child of `module`; None when it holds none."""
     inside = {names.plain(name): name for name, child in module.named_children() if is_matrix(child)}
 
     def first(table: set[str]) -> str | None:

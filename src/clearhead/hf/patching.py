@@ -1,0 +1,216 @@
+"""`patch` and `unpatch`: another attention for a Hugging Face model, and back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch.nn as nn
+
+from clearhead.anatomy.find import unwrap
+from clearhead.attention.spec import AttentionSpec, Full, Laser, Performer
+from clearhead.errors import UserError
+from clearhead.hf import probe as probes
+from clearhead.hf import temperatures
+from clearhead.hf.function import LAYER, Layer, refuse_empty
+from clearhead.hf.register import (
+    STATE,
+    PatchState,
+    put_back,
+    read_back,
+    register,
+    set_everywhere,
+    too_new,
+    transformers_or_error,
+)
+from clearhead.hf.report import LayerReport, PatchReport
+
+if TYPE_CHECKING:
+    from clearhead.hf.temperatures import TemperatureOptions
+
+
+def patch(
+    model: nn.Module,
+    spec: AttentionSpec | str,
+    *,
+    temperature: TemperatureOptions | None = None,
+    probe: Mapping[str, Any] | None = None,
+) -> PatchReport:
+    """Give every attention of a Hugging Face model the attention `spec`, in place; `unpatch` takes it back.
+
+    The attention and its mask function are registered with transformers and set on the model and its sub-models. Then
+    one forward on made-up inputs (`probe`: a batch of yours instead, as keywords of the model's forward) counts the
+    calls of each layer. Cross attention keeps its full view where `spec` has a pattern.
+
+    Args:
+        model: a `PreTrainedModel`; wrappers of DDP and torch.compile are looked through.
+        spec: as text ("laser", "softmax+window:256", "bigbird") or an `AttentionSpec`.
+        temperature: how `+selective` and `+learned` are made.
+        probe: inputs for the probing forward, where the made-up ones do not fit the model.
+
+    Raises `UserError`, one line, and leaves the model as it was: when transformers is missing or too old, the model is
+    patched already, a layer of attention does not call what was set, a layer passes a keyword that is not handled, or
+    the spec cannot stand in (LASER and Performer with attention dropout, LASER with sinks, ...).
+    """
+    spec = AttentionSpec.parse(spec)
+    transformers = transformers_or_error()
+    model = unwrap(model)
+    _check(model, transformers)
+    note = too_new(transformers.__version__)
+    if note is not None:
+        warnings.warn(note, stacklevel=2)
+    state = PatchState(spec.text, "", transformers.__version__, temperature)
+    setattr(model, STATE, state)
+    parameters = sum(p.numel() for p in model.parameters())
+    try:
+        batch = dict(probe) if probe is not None else probes.make_batch(model)
+        called = _discover(model, batch, state)
+        layers = _label(model, called, state)
+        _refuse_dropout(model, spec, batch, state)
+        if spec.temperature is not None:
+            temperatures.install(model, {name: model.get_submodule(name) for name in state.modules}, spec, temperature)
+        state.name = register(spec)
+        set_everywhere(model, state.name)
+        _probe(model, batch)
+    except BaseException:
+        _take_back(model, state)
+        raise
+    model.register_forward_hook(refuse_empty)
+    total = sum(p.numel() for p in model.parameters())
+    notes = [] if note is None else [note]
+    if not isinstance(spec.pattern, Full) and any(layer.role == "cross" for layer in layers):
+        notes.append(f"cross attention sees all keys: {spec.pattern} speaks of positions in one sequence")
+    state.report = PatchReport(
+        spec=spec.text,
+        implementation=state.name,
+        layers=layers,
+        library=transformers.__version__,
+        added_parameters=total - parameters,
+        parameters=total,
+        notes=tuple(notes),
+    )
+    return state.report
+
+
+def unpatch(model: nn.Module) -> None:
+    """Take a patch back: the model's own attention, bit for bit, and no trace of the patch on the model.
+
+    Raises `UserError` when the model is not patched.
+    """
+    model = unwrap(model)
+    state = getattr(model, STATE, None)
+    if state is None:
+        raise UserError(f"{type(model).__name__} is not patched")
+    _take_back(model, state)
+
+
+def _take_back(model: nn.Module, state: PatchState) -> None:
+    put_back(model, state.implementations)
+    temperatures.remove(model)
+    for name in state.modules:
+        module = model.get_submodule(name)
+        if hasattr(module, LAYER):
+            delattr(module, LAYER)
+    for key, hook in list(model._forward_hooks.items()):
+        if hook is refuse_empty:
+            del model._forward_hooks[key]
+    if hasattr(model, STATE):
+        delattr(model, STATE)
+
+
+def _check(model: nn.Module, transformers: Any) -> None:
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise UserError(
+            f"expected a model of transformers, got {type(model).__name__}; for timm and plain torch modules use "
+            f"clearhead.torch.patch"
+        )
+    if getattr(model, STATE, None) is not None:
+        raise UserError(
+            f"{type(model).__name__} is patched with {getattr(model, STATE).spec!r} already; unpatch(model) first"
+        )
+    for path, module in model.named_modules():
+        if path and getattr(module, STATE, None) is not None:
+            raise UserError(f"{path} is patched with {getattr(module, STATE).spec!r} already; unpatch it first")
+    if any(p.is_meta for p in model.parameters()):
+        raise UserError(f"{type(model).__name__} is on the meta device; load its weights before it is patched")
+
+
+def _discover(model: Any, batch: Mapping[str, Any], state: PatchState) -> dict[nn.Module, probes.Calls]:
+    """Which modules call: a forward under plain softmax, which nothing refuses, so that every layer is reached."""
+    expected = probes.attention_modules(model)
+    state.implementations = read_back(model)
+    set_everywhere(model, register(AttentionSpec()))
+    called = _probe(model, batch)
+    paths = {module: path for path, module in model.named_modules()}
+    missed = probes.missed(expected, {paths[module]: calls for module, calls in called.items()})
+    if not expected and not called:
+        raise UserError(f"{type(model).__name__}: no attention was found in it, and none was called")
+    if missed:
+        first = missed[0]
+        others = f" (and {len(missed) - 1} more)" if len(missed) > 1 else ""
+        raise UserError(
+            f"{first}{others}, a {type(expected[first]).__name__}, does not call the attention that was set: "
+            f"{_why(model, bool(called))}; nothing was changed"
+        )
+    return called
+
+
+def _why(model: Any, some: bool) -> str:
+    if not some and not getattr(type(model), "_supports_attention_backend", False):
+        return f"{type(model).__name__} does not use transformers' attention interface"
+    if not some:
+        return f"no layer of {type(model).__name__} did in the probing forward"
+    return "other layers do, so the probing inputs did not reach it (pass probe=), or it has an attention of its own"
+
+
+def _probe(model: Any, batch: Mapping[str, Any], training: tuple[nn.Module, ...] = ()) -> dict[nn.Module, probes.Calls]:
+    try:
+        return probes.run(model, batch, training)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the probing forward of {type(model).__name__} failed ({type(error).__name__}: {_line(error)}); if its "
+            f"inputs were wrong, pass one batch of yours as probe="
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 200 else text[:200] + "..."
+
+
+def _label(model: nn.Module, called: dict[nn.Module, probes.Calls], state: PatchState) -> tuple[LayerReport, ...]:
+    layers = []
+    for name, module in model.named_modules():
+        if module in called:
+            calls = called[module]
+            role = probes.role_of(name, module, calls)
+            setattr(module, LAYER, Layer(name, role))
+            layers.append(LayerReport(name, role, calls.count, calls.keywords))
+    state.modules = tuple(layer.name for layer in layers)
+    return tuple(layers)
+
+
+def _refuse_dropout(model: Any, spec: AttentionSpec, batch: Mapping[str, Any], state: PatchState) -> None:
+    """LASER and Performer refuse dropout on the weights; better now than at the first step of training."""
+    if not isinstance(spec.read, Laser) and not isinstance(spec.weights, Performer):
+        return
+    training = tuple(model.get_submodule(name) for name in state.modules)
+    dropped = {module: calls.dropout for module, calls in _probe(model, batch, training).items() if calls.dropout > 0.0}
+    if not dropped:
+        return
+    first = next(name for name in state.modules if model.get_submodule(name) in dropped)
+    value = dropped[model.get_submodule(first)]
+    options = sorted(name for name, found in model.config.to_dict().items() if name in _DROPOUTS and found == value)
+    raise UserError(
+        f"attention {spec.text!r} refuses dropout on attention weights, and {first} trains with {value}; load the "
+        f"model with {options[0] if options else 'attention_dropout'}=0.0"
+    )
+
+
+_DROPOUTS = (
+    "attention_dropout", "attention_dropout_prob", "attention_probs_dropout_prob", "attn_dropout", "attn_pdrop",
+    "dropout_rate",
+)  # fmt: skip
