@@ -15,7 +15,6 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "functional": "clearhead.functional:",
-        "hf": "clearhead.hf:",
         "signal": "clearhead.signal:",
         "hf": "clearhead.hf:",
         "torch": "clearhead.torch:",
