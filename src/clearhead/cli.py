@@ -272,9 +272,16 @@ def _scores(summary: Mapping[str, Any]) -> list[str]:
 
 def _evaluate(arguments: list[str]) -> int:
     from clearhead._options import Evaluate
+
+    asked = parse(Evaluate, "evaluate", arguments)
+    if asked.tasks:
+        from clearhead.evaluation.command import evaluate_tasks
+
+        evaluate_tasks(asked)
+        return 0
     from clearhead._run_commands import evaluate
 
-    evaluate(parse(Evaluate, "evaluate", arguments))
+    evaluate(asked)
     return 0
 
 
