@@ -34,7 +34,7 @@ doc_to_text: "{{{{question}}}}"
 doc_to_choice: "{{{{choices}}}}"
 target_delimiter: ""
 doc_to_target: answer
-metric_list: [{{metric: acc}}]
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 DOCUMENTS = """
 task: documents
@@ -44,7 +44,7 @@ test_split: test
 output_type: loglikelihood_rolling
 doc_to_text: ""
 doc_to_target: "{{{{question}}}}{{{{choices[0]}}}}"
-metric_list: [{{metric: bits_per_byte}}]
+metric_list: [{{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}}]
 """
 
 
