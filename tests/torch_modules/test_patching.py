@@ -299,6 +299,26 @@ def test_a_part_that_fails_leaves_no_part_behind() -> None:
     assert not any("clearhead" in name for name, _ in model.named_modules())
 
 
+def test_weights_without_numbers() -> None:
+    with torch.device("meta"):
+        model = encoder()
+    for spec in ("performer", "softmax+selective"):
+        with pytest.raises(UserError, match="make the weights real, then patch"):
+            ch.torch.patch(model, spec)
+    report = ch.torch.patch(model, "laser")
+    assert [layer.calls for layer in report.layers] == [0, 0]
+    assert "not probed" in str(report)
+
+
+def test_distributed_models_get_no_new_parameters() -> None:
+    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    wrapped.module = encoder()
+    with pytest.raises(UserError, match="patch, then wrap"):
+        ch.torch.patch(wrapped, "softmax+selective")
+    assert len(ch.torch.patch(wrapped, "laser").layers) == 2
+
+
 def test_hugging_face_models_are_sent_to_their_own_patch() -> None:
     model = nn.Linear(2, 2)
     model.config = SimpleNamespace(model_type="bert")

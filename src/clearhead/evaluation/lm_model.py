@@ -18,11 +18,15 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
-from clearhead.data.tokenizer import Tokenizer
+from clearhead.data.tokenizer import Tokenizer, load_tokenizer
 from clearhead.errors import UserError
 from clearhead.models.decoder import Decoder
 from clearhead.models.feedback import FeedbackDecoder
 from clearhead.models.generate import generate
+from clearhead.models.io import load_model
+from clearhead.train.checkpoint import newest_model
+from clearhead.train.folder import TOKENIZER, read_config
+from clearhead.train.world import choose_device
 
 Request = tuple[Any, list[int], list[int]]
 
@@ -55,11 +59,11 @@ class ClearheadLM(TemplateLM):
     ) -> None:
         super().__init__()
         if run is not None:
-            from clearhead._run_commands import open_run
-
-            config, tokenizer, model = open_run(Path(run), device or "auto")
+            folder, config = Path(run), read_config(Path(run))
             if config.task != "causal_lm" or config.data.synthetic is not None:
                 raise UserError(f"{run}: lm-eval asks for the probability of texts, which a {config.task} run has not")
+            model = load_model(newest_model(folder), device=choose_device(device or "auto", 0))  # type: ignore[assignment]
+            tokenizer = load_tokenizer(folder / TOKENIZER)
         if model is None or tokenizer is None:
             raise UserError("ClearheadLM: give the folder of a run, or a model and its tokenizer")
         if model.config.memory or model.config.feedback_carry:

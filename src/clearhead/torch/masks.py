@@ -58,6 +58,11 @@ def read_masks(
         _check("attn_mask", attn_mask, ((n, m), (b * h, n, m)))
     if is_causal and (attn_mask is None or _is_causal(attn_mask)):
         mask = Mask.causal(0)
+    elif attn_mask is not None and not scores:
+        raise ValueError(
+            "attn_mask: performer sums over features and never makes a score to mask or to add to; padding goes into "
+            "key_padding_mask, causality is is_causal=True (beside a causal mask, or alone)"
+        )
     elif attn_mask is not None:
         full = attn_mask[None, None] if attn_mask.dim() == 2 else attn_mask.view(b, h, n, m)
         seen, added = _split(attn_mask, full, "attn_mask", scores)

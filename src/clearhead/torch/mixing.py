@@ -97,9 +97,9 @@ def _geometry(spec: AttentionSpec, x: Projected, seen: Seen) -> Geometry:
 # ---- making a patch ----
 
 
-def add_parts(layer: Any, patched: Patched, like: Tensor, *, place: int, options: Any = None) -> None:
+def add_parts(layer: Any, patched: Patched, like: Tensor, *, place: int | None, options: Any = None) -> None:
     """Give a layer what its spec needs, on the device and in the dtype of `like`: temperatures with no effect at their
-    start, or the features of layer number `place`.
+    start, or the features of layer number `place`; None = `attend` draws those that all layers share.
 
     options: `on`, `granularity`, `parts` and `slope` of `SelectiveTemperatures`, as attributes or as a dict.
     """
@@ -110,11 +110,12 @@ def add_parts(layer: Any, patched: Patched, like: Tensor, *, place: int, options
     elif isinstance(spec.temperature, Selective):
         values = {"slope": "linear"} | dict(_fields(options))
         temperatures = SelectiveTemperatures(layer.num_heads, layer.num_heads, layer.head_dim, **values)
+    drawn = isinstance(spec.weights, Performer) and place is not None
+    if like.is_meta and (temperatures is not None or drawn):
+        raise UserError(f"attention {spec.text!r}: what it adds has a start; make the weights real, then patch")
     if temperatures is not None:
-        if like.is_meta:
-            raise UserError(f"attention {spec.text!r}: temperatures need a start; make the weights real, then patch")
         layer.add_module(TEMPERATURES, temperatures.to(like.device, like.dtype).train(layer.training))
-    if isinstance(spec.weights, Performer) and not like.is_meta:  # without a buffer, attend draws by the seed alone
+    if isinstance(spec.weights, Performer) and place is not None:
         rows = projection_of(spec.weights, layer.head_dim, place=place).to(like.device)
         layer.register_buffer(FEATURES, rows, persistent=False)
 

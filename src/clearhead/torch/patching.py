@@ -81,6 +81,8 @@ def patch(
     """
     parsed = AttentionSpec.parse(spec)
     model = unwrap(module)
+    if isinstance(module, nn.parallel.DistributedDataParallel) and parsed.temperature is not None:
+        raise UserError("DistributedDataParallel would not average the gradients of new temperatures; patch, then wrap")
     left_out = (skip,) if isinstance(skip, str) else tuple(skip)
     if temperature is not None and not isinstance(parsed.temperature, Selective):
         raise UserError(f"temperature: options of +selective, which attention {parsed.text!r} has not; add it")

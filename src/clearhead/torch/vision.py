@@ -76,7 +76,7 @@ class TimmAttention(nn.Module):
         self.proj = nn.Linear(inner, dim if dim_out is None else dim_out, bias=proj_bias, **where)
         self.proj_drop = nn.Dropout(proj_drop)
         self.clearhead_patch = Patched(self.spec)
-        add_parts(self, self.clearhead_patch, self.qkv.weight, place=0)
+        add_parts(self, self.clearhead_patch, self.qkv.weight, place=None)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """[b, n, w] -> [b, n, w]; see the class."""
