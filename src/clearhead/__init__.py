@@ -15,8 +15,9 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "functional": "clearhead.functional:",
-        "hf": "clearhead.hf:",
         "signal": "clearhead.signal:",
+        "hf": "clearhead.hf:",
+        "torch": "clearhead.torch:",
         "AttentionSpec": "clearhead.attention.spec:AttentionSpec",
         "AttentionOutput": "clearhead.attention.attend:AttentionOutput",
         "Temperatures": "clearhead.attention.selective:Temperatures",

@@ -227,6 +227,14 @@ class Evaluate:
     segments: Annotated[str | None, arg(metavar="CUT", help_behavior_hint="(default: the run's objective)")] = None
     """Not for a translation. Also estimate what neighbouring segments tell about each other by the model's states, cut
     as chunk:N or sentence:N; and how well the run's own critic tells neighbours, if it has one."""
+    tasks: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: none)")] = ()
+    """causal_lm only: ask the questions of these tasks of lm-eval instead of scoring text (docs/lm-eval.md)."""
+    tasks_folder: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="(default: lm-eval's own)")] = None
+    """With --tasks: a folder of task files of your own (.yaml), which come first."""
+    limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """With --tasks: questions per task at most, for a trial."""
+    shots: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the task's own)")] = None
+    """With --tasks: worked examples before each question."""
     device: str = "auto"
     """auto (a GPU when there is one) | cpu | cuda | mps."""
     json: bool = False
@@ -239,6 +247,7 @@ class Evaluate:
     clearhead evaluate runs/memory --memory full:2048
     clearhead evaluate runs/en-de --beams 4
     clearhead evaluate runs/first --segments sentence:64
+    clearhead evaluate runs/first --tasks my_task --tasks-folder tasks
     """
 
 

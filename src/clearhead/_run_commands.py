@@ -23,6 +23,9 @@ MASK = "[MASK]"
 
 def evaluate(asked: Evaluate) -> None:
     """Score a run and print the scores."""
+    for name in ("tasks_folder", "limit", "shots"):
+        if getattr(asked, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} belongs to --tasks; name some, or leave it out")
     config, tokenizer, model = open_run(asked.run, asked.device)
     source = config.data.source if asked.data is None else source_name(asked.data)
     context = config.data.context

@@ -305,9 +305,16 @@ def _bits(value: float | None) -> str:
 
 def _evaluate(arguments: list[str]) -> int:
     from clearhead._options import Evaluate
+
+    asked = parse(Evaluate, "evaluate", arguments)
+    if asked.tasks:
+        from clearhead.evaluation.command import evaluate_tasks
+
+        evaluate_tasks(asked)
+        return 0
     from clearhead._run_commands import evaluate
 
-    evaluate(parse(Evaluate, "evaluate", arguments))
+    evaluate(asked)
     return 0
 
 

@@ -28,20 +28,20 @@ class PatchReport:
     """The name under which transformers knows the attention."""
     layers: tuple[LayerReport, ...]
     library: str
-    """The version of transformers."""
+    """The version of transformers; of torch, with its name."""
     added_parameters: int
     parameters: int
     """All parameters of the model, the added ones among them."""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        library = f"transformers {self.library}" if self.library[:1].isdigit() else self.library
         lines = [
-            f"{self.spec}: {len(self.layers)} layers of attention patched, as {self.implementation!r} of transformers "
-            f"{self.library}"
+            f"{self.spec}: {len(self.layers)} layers of attention patched, as {self.implementation!r} of {library}"
         ]
         width = max((len(layer.name) for layer in self.layers), default=0)
         for layer in self.layers:
-            calls = f"{layer.calls} call{'s' if layer.calls > 1 else ''}"
+            calls = f"{layer.calls} call{'s' if layer.calls != 1 else ''}"
             extra = f"  {', '.join(layer.keywords)}" if layer.keywords else ""
             lines.append(f"  {layer.name:<{width}}  {layer.role:<13}  {calls}{extra}")
         share = 100.0 * self.added_parameters / max(self.parameters, 1)

@@ -1,0 +1,66 @@
+"""Does the model really call its patched layers? Small forwards, in the mode where torch's fast paths lurk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+
+def probe_model(model: nn.Module, arguments: Sequence[Any] | Mapping[str, Any]) -> None:
+    """One forward of the model on the user's arguments, in eval mode without gradients."""
+    with _eval(model):
+        if isinstance(arguments, Mapping):
+            model(**arguments)
+        elif isinstance(arguments, tuple | list):
+            model(*arguments)
+        else:
+            model(arguments)
+
+
+def probe_layers(model: nn.Module) -> set[nn.Module]:
+    """Run torch's own transformer layers on a few random tokens, with and without padding.
+
+    Returns the attentions that were to be called. Layers with a forward of their own, and weights that hold no numbers
+    yet (meta device), are left out.
+    """
+    reached: set[nn.Module] = set()
+    for layer in model.modules():
+        if type(layer).forward not in (nn.TransformerEncoderLayer.forward, nn.TransformerDecoderLayer.forward):
+            continue
+        assert isinstance(layer, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer)
+        attention = layer.self_attn
+        weight = attention.out_proj.weight
+        if weight.is_meta:
+            continue
+        shape = (2, 3) if attention.batch_first else (3, 2)
+        x = torch.linspace(-1.0, 1.0, 6 * attention.embed_dim, dtype=weight.dtype, device=weight.device)
+        x = x.view(*shape, attention.embed_dim)
+        padding = torch.tensor([[False, False, True], [False, False, False]], device=weight.device)
+        # The layer's own forward, not a call: hooks of the user are not for our tokens.
+        with _eval(layer):
+            for padded in (None, padding):
+                if isinstance(layer, nn.TransformerDecoderLayer):
+                    layer.forward(x, x, tgt_key_padding_mask=padded, memory_key_padding_mask=padded)
+                else:
+                    layer.forward(x, src_key_padding_mask=padded)
+        reached.add(attention)
+        if isinstance(layer, nn.TransformerDecoderLayer):
+            reached.add(layer.multihead_attn)
+    return reached
+
+
+@contextmanager
+def _eval(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module is in its own mode again afterwards."""
+    modes = {m: m.training for m in module.modules()}
+    try:
+        module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
