@@ -41,8 +41,10 @@ DROPOUT = {"gpt2": "attn_pdrop", "bert": "attention_probs_dropout_prob", "t5": "
 
 
 def build(name: str, double: bool = True, **changes: Any) -> nn.Module:
-    """A model in eval mode; in float64 unless told otherwise. Parameters of one dimension are stirred, so that a sink or
-    a bias that is dropped shows. No dropout on weights unless told otherwise."""
+    """A model in eval mode, in float64, without dropout on weights unless told otherwise.
+
+    Parameters of one dimension are stirred, so that a sink or a bias that is dropped shows.
+    """
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -60,6 +62,8 @@ def build(name: str, double: bool = True, **changes: Any) -> nn.Module:
             if parameter.dim() < 2:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     model.eval()
+    if name == "gpt_oss":  # its fused experts know no float64
+        model.set_experts_implementation("eager")
     return model.double() if double else model
 
 

@@ -21,6 +21,7 @@ from clearhead.attention.attend import AttentionOutput, attend
 from clearhead.attention.bias import Bias, DenseBias
 from clearhead.attention.mask import Mask
 from clearhead.attention.spec import AttentionSpec, Full
+from clearhead.attention.terms import Band, Causal, KeyRange
 from clearhead.errors import UserError
 from clearhead.hf import keywords, masks, temperatures, written
 
@@ -91,6 +92,7 @@ def make_function(spec: AttentionSpec) -> Callable[..., Answer]:
             mask = seen.mask & _documents(asked, query.shape[2], key.shape[2])
             for listener in LISTENERS:
                 listener(Seen(module, mask.is_causal, query.shape[2], key.shape[2], dropout, keywords.given(others)))
+            key, value = _held(mask, query.shape[2], key, value)
             own = spec if layer.role != "cross" or isinstance(spec.pattern, Full) else replace(spec, pattern=Full())
             answer = _attend(module, query, key, value, own, mask, seen.bias, asked, dropout, scaling)
         except (ValueError, TypeError) as error:
@@ -132,13 +134,24 @@ def _attend(
     )  # fmt: skip
 
 
+def _held(mask: Mask, n: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the empty places behind the last query in a static cache, where causality alone tells what they are."""
+    offset, m = mask.offset, key.shape[2]
+    if not mask.is_causal or not isinstance(offset, int) or n + offset >= m:
+        return key, value
+    if not all(isinstance(term, Causal | Band | KeyRange) for term in mask.terms):
+        return key, value
+    return key[:, :, : n + offset], value[:, :, : n + offset]
+
+
 def _sum(position_bias: Tensor | None, mask_bias: DenseBias | None, m: int) -> Tensor | None:
     """What is added to the scores, of four dimensions."""
     values = None if mask_bias is None else mask_bias.values
     if position_bias is None:
-        return values
+        return values if values is None or values.shape[-1] <= m else values[..., :m]
     full = position_bias[(None,) * (4 - position_bias.dim())] if position_bias.dim() < 4 else position_bias
-    return full if values is None else full + values
+    total = full if values is None else full + values
+    return total[..., :m] if total.shape[-1] > m else total
 
 
 def _alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,8 +200,13 @@ def weights_are_collected() -> bool:
 
 def refuse_empty(module: nn.Module, inputs: Any, output: Any) -> None:
     """A forward hook on the model: attention weights that were asked for and are not there are an error."""
+    crosses = any(
+        getattr(inner, LAYER, None) is not None and getattr(inner, LAYER).role == "cross" for inner in module.modules()
+    )
     for name in ("attentions", "cross_attentions", "decoder_attentions", "encoder_attentions"):
         found = getattr(output, name, None)
+        if name == "cross_attentions" and not crosses:
+            continue  # GPT-2 returns an empty one, for it has none
         if isinstance(found, tuple) and (not found or any(item is None for item in found)):
             raise UserError(
                 f"output_attentions=True: {type(module).__name__} does not ask its attention for weights in a way that "

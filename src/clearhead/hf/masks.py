@@ -144,10 +144,18 @@ def mask_function(
         made = Mask(terms, offset) & padding
     else:
         dense: Any = masking_utils.sdpa_mask(
-            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=cast(int, q_offset), kv_offset=kv_offset,
-            mask_function=mask_function, attention_mask=attention_mask, allow_is_causal_skip=False,
-            allow_is_bidirectional_skip=False, use_vmap=use_vmap, device=device,
-        )  # fmt: skip
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=cast(int, q_offset),
+            kv_offset=kv_offset,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            allow_is_causal_skip=False,
+            allow_is_bidirectional_skip=False,
+            use_vmap=use_vmap,
+            device=device,
+        )
         causal = causal_builder and _within_causal(dense, offset, mask_function, use_vmap)
         made = Mask((Causal(),) if causal else (), offset) & Mask.dense(dense) & padding
     visible = VisibleKeys(made, (batch_size, 1, q_length, kv_length), device)

@@ -108,10 +108,7 @@ def unpatch(model: nn.Module) -> None:
 def _take_back(model: nn.Module, state: PatchState) -> None:
     put_back(model, state.implementations)
     temperatures.remove(model)
-    for name in state.modules:
-        module = model.get_submodule(name)
-        if hasattr(module, LAYER):
-            delattr(module, LAYER)
+    _unlabel(model, state)
     for key, hook in list(model._forward_hooks.items()):
         if hook is refuse_empty:
             del model._forward_hooks[key]
@@ -141,6 +138,9 @@ def _discover(model: Any, batch: Mapping[str, Any], state: PatchState) -> dict[n
     expected = probes.attention_modules(model)
     state.implementations = read_back(model)
     set_everywhere(model, register(AttentionSpec()))
+    state.modules = tuple(expected)
+    for path, module in expected.items():
+        setattr(module, LAYER, Layer(path, ""))  # a refusal of the first call needs the name already
     called = _probe(model, batch)
     paths = {module: path for path, module in model.named_modules()}
     missed = probes.missed(expected, {paths[module]: calls for module, calls in called.items()})
@@ -183,6 +183,7 @@ def _line(error: Exception) -> str:
 
 def _label(model: nn.Module, called: dict[nn.Module, probes.Calls], state: PatchState) -> tuple[LayerReport, ...]:
     layers = []
+    _unlabel(model, state)
     for name, module in model.named_modules():
         if module in called:
             calls = called[module]
@@ -191,6 +192,12 @@ def _label(model: nn.Module, called: dict[nn.Module, probes.Calls], state: Patch
             layers.append(LayerReport(name, role, calls.count, calls.keywords))
     state.modules = tuple(layer.name for layer in layers)
     return tuple(layers)
+
+
+def _unlabel(model: nn.Module, state: PatchState) -> None:
+    for name in state.modules:
+        model.get_submodule(name).__dict__.pop(LAYER, None)
+    state.modules = ()
 
 
 def _refuse_dropout(model: Any, spec: AttentionSpec, batch: Mapping[str, Any], state: PatchState) -> None:
