@@ -108,6 +108,26 @@ def test_a_layer_that_the_probe_does_not_reach_is_named_and_nothing_stays_patche
     assert type(model[1].inner) is nn.MultiheadAttention
 
 
+class Hidden(nn.Module):
+    """Attends without matrices that anybody could find by their names."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+def test_an_attention_that_only_shows_when_it_runs_is_named() -> None:
+    model = nn.Sequential(encoder(), Hidden())
+    ch.torch.patch(model, "softmax")  # nothing to be seen without a forward; softmax rides on the same function
+    ch.torch.unpatch(model)
+    for spec in ("softmax", "laser"):
+        with pytest.raises(UserError, match="scaled_dot_product_attention called in Hidden, which would stay softmax"):
+            ch.torch.patch(model, spec, probe=(tokens(),))
+        assert not any(isinstance(m, PatchedMultiheadAttention) for m in model.modules())
+    report = ch.torch.patch(model, "softmax", probe=(tokens(),), skip=("1",))
+    assert len(report.layers) == 2
+    assert "call scaled_dot_product_attention as before: Hidden" in str(report)
+
+
 # ---- there and back ----
 
 
