@@ -16,6 +16,8 @@ __getattr__, __dir__ = attach(
         "load": "clearhead.hf.store:load",
         "PatchReport": "clearhead.hf.report:PatchReport",
         "LayerReport": "clearhead.hf.report:LayerReport",
-        "TemperatureOptions": "clearhead.hf.temperatures:TemperatureOptions",
+        "TemperatureOptions": "clearhead.hf.options:TemperatureOptions",
+        "temperature_parameters": "clearhead.hf.temperatures:temperature_parameters",
+        "freeze_all_but_temperatures": "clearhead.hf.temperatures:freeze_all_but_temperatures",
     },
 )

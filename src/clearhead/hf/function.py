@@ -21,6 +21,7 @@ from clearhead.attention.attend import AttentionOutput, attend
 from clearhead.attention.bias import Bias, DenseBias
 from clearhead.attention.mask import Mask
 from clearhead.attention.spec import AttentionSpec, Full
+from clearhead.attention.terms import Band, Causal, KeyRange
 from clearhead.errors import UserError
 from clearhead.hf import keywords, masks, temperatures, written
 
@@ -91,8 +92,9 @@ def make_function(spec: AttentionSpec) -> Callable[..., Answer]:
             mask = seen.mask & _documents(asked, query.shape[2], key.shape[2])
             for listener in LISTENERS:
                 listener(Seen(module, mask.is_causal, query.shape[2], key.shape[2], dropout, keywords.given(others)))
+            key, value = _held(mask, query.shape[2], key, value)
             own = spec if layer.role != "cross" or isinstance(spec.pattern, Full) else replace(spec, pattern=Full())
-            answer = _attend(module, query, key, value, own, mask, seen.bias, asked, dropout, scaling)
+            answer = _attend(module, layer, query, key, value, own, mask, seen, asked, dropout, scaling)
         except (ValueError, TypeError) as error:
             raise UserError(f"{layer.name}: {error}") from error
         weights = answer.extras.get("weights")
@@ -104,21 +106,30 @@ def make_function(spec: AttentionSpec) -> Callable[..., Answer]:
 
 def _attend(
     module: nn.Module,
+    layer: Layer,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     spec: AttentionSpec,
     mask: Mask,
-    mask_bias: DenseBias | None,
+    seen: masks.Seen,
     asked: keywords.Asked,
     dropout: float,
     scaling: float | None,
 ) -> AttentionOutput:
     want = ("weights",) if asked.weights or weights_are_collected() else ()
-    taus = None if spec.temperature is None else temperatures.of(module, query, key, value, mask)
-    added = _sum(asked.position_bias, mask_bias, key.shape[2])
+    taus = None
+    if spec.temperature is not None:
+        windowed = asked.sliding_window is not None
+        taus = temperatures.of(
+            module, query, key, value, mask, spec, role=layer.role, windowed=windowed, dropped=seen.dropped
+        )
+    structured = asked.position_bias if isinstance(asked.position_bias, Bias) else None
+    if structured is not None and seen.bias is not None:
+        raise ValueError(f"a mask of numbers beside {type(structured).__name__} is not handled; give a bool mask")
+    added = None if isinstance(asked.position_bias, Bias) else _sum(asked.position_bias, seen.bias, key.shape[2])
     if asked.softcap is None and asked.sinks is None:
-        bias: Bias | None = None if added is None else DenseBias(added)
+        bias: Bias | None = structured if added is None else DenseBias(added)
         return attend(
             query, key, value, spec, mask=mask, bias=bias, temperatures=taus, scale=scaling, dropout_p=dropout,
             want=want,
@@ -132,13 +143,24 @@ def _attend(
     )  # fmt: skip
 
 
+def _held(mask: Mask, n: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the empty places behind the last query in a static cache, where causality alone tells what they are."""
+    offset, m = mask.offset, key.shape[2]
+    if not mask.is_causal or not isinstance(offset, int) or n + offset >= m:
+        return key, value
+    if not all(isinstance(term, Causal | Band | KeyRange) for term in mask.terms):
+        return key, value
+    return key[:, :, : n + offset], value[:, :, : n + offset]
+
+
 def _sum(position_bias: Tensor | None, mask_bias: DenseBias | None, m: int) -> Tensor | None:
     """What is added to the scores, of four dimensions."""
     values = None if mask_bias is None else mask_bias.values
     if position_bias is None:
-        return values
+        return values if values is None or values.shape[-1] <= m else values[..., :m]
     full = position_bias[(None,) * (4 - position_bias.dim())] if position_bias.dim() < 4 else position_bias
-    return full if values is None else full + values
+    total = full if values is None else full + values
+    return total[..., :m] if total.shape[-1] > m else total
 
 
 def _alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,8 +209,13 @@ def weights_are_collected() -> bool:
 
 def refuse_empty(module: nn.Module, inputs: Any, output: Any) -> None:
     """A forward hook on the model: attention weights that were asked for and are not there are an error."""
+    crosses = any(
+        getattr(inner, LAYER, None) is not None and getattr(inner, LAYER).role == "cross" for inner in module.modules()
+    )
     for name in ("attentions", "cross_attentions", "decoder_attentions", "encoder_attentions"):
         found = getattr(output, name, None)
+        if name == "cross_attentions" and not crosses:
+            continue  # GPT-2 returns an empty one, for it has none
         if isinstance(found, tuple) and (not found or any(item is None for item in found)):
             raise UserError(
                 f"output_attentions=True: {type(module).__name__} does not ask its attention for weights in a way that "

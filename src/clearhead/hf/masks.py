@@ -35,6 +35,8 @@ class VisibleKeys:
     """Its offset is given: the position of the first query among the keys."""
     shape: tuple[int, int, int, int]
     device: torch.device
+    dropped: Tensor | int = 0
+    """Tokens before the first key that a cache has let go of behind a window, padding not counted: a number, or [b]."""
 
     dtype = torch.bool
     ndim = 4
@@ -87,13 +89,16 @@ class VisibleKeys:
     def to(self, *args: Any, **keywords: Any) -> Any:
         """Moved to a device (accelerate does so between layers); made into a tensor where a dtype is asked."""
         device = keywords.get("device", args[0] if args else None)
+        if torch.bool in (device, keywords.get("dtype")):
+            return self
         if isinstance(device, torch.dtype) or "dtype" in keywords or isinstance(device, Tensor):
             return self.dense().to(*args, **keywords)
         moved = torch.device(device) if device is not None else self.device
         if moved == self.device:
             return self
         code, tensors = self.mask.encode()
-        return VisibleKeys(Mask.decode(code, [t.to(moved) for t in tensors]), self.shape, moved)
+        dropped = self.dropped.to(moved) if isinstance(self.dropped, Tensor) else self.dropped
+        return VisibleKeys(Mask.decode(code, [t.to(moved) for t in tensors]), self.shape, moved, dropped)
 
 
 def _dense(value: Any) -> Any:
@@ -144,13 +149,25 @@ def mask_function(
         made = Mask(terms, offset) & padding
     else:
         dense: Any = masking_utils.sdpa_mask(
-            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=cast(int, q_offset), kv_offset=kv_offset,
-            mask_function=mask_function, attention_mask=attention_mask, allow_is_causal_skip=False,
-            allow_is_bidirectional_skip=False, use_vmap=use_vmap, device=device,
-        )  # fmt: skip
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=cast(int, q_offset),
+            kv_offset=kv_offset,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            allow_is_causal_skip=False,
+            allow_is_bidirectional_skip=False,
+            use_vmap=use_vmap,
+            device=device,
+        )
         causal = causal_builder and _within_causal(dense, offset, mask_function, use_vmap)
         made = Mask((Causal(),) if causal else (), offset) & Mask.dense(dense) & padding
-    visible = VisibleKeys(made, (batch_size, 1, q_length, kv_length), device)
+    dropped: Tensor | int = kv_offset
+    if attention_mask is not None and (isinstance(kv_offset, Tensor) or kv_offset > 0):
+        before = torch.arange(attention_mask.shape[1], device=attention_mask.device) < kv_offset
+        dropped = (attention_mask.to(torch.bool) & before).sum(dim=1)
+    visible = VisibleKeys(made, (batch_size, 1, q_length, kv_length), device, dropped)
     return visible.dense() if wanted_dense else visible
 
 
@@ -283,6 +300,8 @@ class Seen:
 
     mask: Mask
     bias: DenseBias | None = None
+    dropped: Tensor | int = 0
+    """See `VisibleKeys`."""
 
 
 def read(given: Any, n: int, m: int, b: int, *, causal: bool, window: int | None) -> Seen:
@@ -302,12 +321,12 @@ def read(given: Any, n: int, m: int, b: int, *, causal: bool, window: int | None
             raise ValueError(
                 f"the mask is for {rows} sequences, {queries} queries and {keys} keys; the call has {b}, {n} and {m}"
             )
-        return Seen(given.mask)
+        return Seen(given.mask, dropped=given.dropped)
     if not isinstance(given, Tensor):
         raise TypeError(f"expected a tensor as mask, got {type(given).__name__}")
     if given.dim() == 2 and given.shape == (b, m) and (n, m) != (b, m) and not given.is_floating_point():
         return Seen(_own(causal, window) & hide_keys(given.bool()))
-    return _tensor(given)
+    return _tensor(given, n, causal)
 
 
 def _own(causal: bool, window: int | None) -> Mask:
@@ -316,12 +335,12 @@ def _own(causal: bool, window: int | None) -> Mask:
     return Mask.window(window) if causal else Mask((Band(window - 1, window - 1),))
 
 
-def _tensor(given: Tensor) -> Seen:
+def _tensor(given: Tensor, n: int, causal: bool) -> Seen:
     if given.dim() not in (2, 4):
         raise ValueError(f"expected a mask [b, h, n, m] or [n, m], got shape {tuple(given.shape)}")
     full = given if given.dim() == 4 else given[None, None]
     if full.dtype == torch.bool:
-        return Seen(_visible(full))
+        return Seen(_visible(full, n, causal))
     if not full.is_floating_point():
         raise TypeError(f"expected a mask of bool (True = attend) or float (added to scores), got {given.dtype}")
     if full.shape[2] > 1 and full.stride(2) == 0:
@@ -329,12 +348,36 @@ def _tensor(given: Tensor) -> Seen:
     seen = full > torch.finfo(full.dtype).min / 2
     added = torch.where(seen, full, 0.0)
     plain = not given.requires_grad and not torch.compiler.is_compiling() and not bool(added.any())
-    return Seen(_visible(seen), None if plain else DenseBias(added))
+    return Seen(_visible(seen, n, causal), None if plain else DenseBias(added))
 
 
-def _visible(seen: Tensor) -> Mask:
+def _visible(seen: Tensor, n: int, causal: bool) -> Mask:
     if seen.shape[2] > 1 and seen.stride(2) == 0:
         seen = seen[:, :, :1]  # one row, shown n times
-    if seen.shape[1:3] == (1, 1):
+    causal = causal and seen.shape[2] == n and not torch.compiler.is_compiling()
+    if seen.shape[1:3] == (1, 1) and not causal:
         return hide_keys(seen[:, 0, 0])
+    if causal:
+        return _causal_part(seen)
     return Mask.dense(seen)
+
+
+def _causal_part(seen: Tensor) -> Mask:
+    """A dense mask of a causal layer, by its conditions where it shows no future: patterns then know where a sequence
+    begins, and a mechanism without scores can take it."""
+    n, m = seen.shape[-2:]
+    dense = Mask.dense(seen)
+    if seen.shape[1] > 1:
+        return dense
+    reach = int((seen.any(dim=2).any(dim=0)[0] * torch.arange(1, m + 1, device=seen.device)).amax())
+    for offset in dict.fromkeys((reach - n, m - n)):  # a static cache's buffer is longer than what it holds
+        plain = Mask.causal(offset) & hide_keys(seen.any(dim=2)[:, 0])
+        if offset >= 0 and torch.equal(_all_of(plain, seen), seen):
+            return plain
+    past = torch.ones(n, m, dtype=torch.bool, device=seen.device).tril(m - n)
+    return dense if bool((seen & ~past).any()) else Mask.causal(m - n) & dense
+
+
+def _all_of(mask: Mask, like: Tensor) -> Tensor:
+    tensor = mask.dense_tensor(like.shape[-2], like.shape[-1], like.device)
+    return torch.ones_like(like) if tensor is None else tensor.expand_as(like)

@@ -61,10 +61,14 @@ class TokenPart(nn.Module):
 
     def forward(self, projection_btp: Tensor) -> Tensor:
         """See the class."""
-        vector_hp = self.vector
+        vector_hp: Tensor = self.vector
         if self.granularity == "head_slice":  # one product with zeros between heads is faster than one per head
             vector_hp = torch.block_diag(*self.vector)
-        f_bth = F.linear(F.gelu(projection_btp), vector_hp)
+        hidden_btp = F.gelu(projection_btp)
+        if hidden_btp.dtype != vector_hp.dtype and not torch.is_autocast_enabled(hidden_btp.device.type):
+            wide = torch.promote_types(hidden_btp.dtype, vector_hp.dtype)  # fp32 temperatures beside bf16 weights
+            hidden_btp, vector_hp = hidden_btp.to(wide), vector_hp.to(wide)
+        f_bth = F.linear(hidden_btp, vector_hp)
         return torch.tanh(_wide(f_bth)).transpose(1, 2)
 
 
