@@ -224,11 +224,9 @@ def test_a_decoder_cannot_see_the_future(spec: str) -> None:
 
 
 def test_options_of_temperatures() -> None:
-    model = encoder()
-    report = ch.torch.patch(
-        model, "softmax+selective", temperature={"granularity": "shared", "parts": "token", "on": ("query",)}
-    )
-    assert report.added_parameters == 2 * W
+    given = {"granularity": "shared", "parts": "token", "on": ("query",)}
+    for options in (given, ch.hf.TemperatureOptions(**given)):
+        assert ch.torch.patch(encoder(), "softmax+selective", temperature=options).added_parameters == 2 * W
     with pytest.raises(UserError, match="options of \\+selective"):
         ch.torch.patch(encoder(), "softmax", temperature={"parts": "token"})
 

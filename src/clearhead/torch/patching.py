@@ -20,6 +20,7 @@ from clearhead.anatomy.rules import Rules
 from clearhead.anatomy.search import below
 from clearhead.attention.spec import AttentionSpec, Full, Performer, Selective
 from clearhead.errors import UserError
+from clearhead.hf.options import TemperatureOptions
 from clearhead.hf.report import LayerReport, PatchReport
 from clearhead.torch.mixing import Patched, add_parts, counting, for_role, remove_parts
 from clearhead.torch.multihead import PatchedMultiheadAttention, refuse_multihead
@@ -57,7 +58,7 @@ def patch(
     module: nn.Module,
     spec: AttentionSpec | str,
     *,
-    temperature: Any = None,
+    temperature: TemperatureOptions | Mapping[str, Any] | None = None,
     probe: Sequence[Any] | Mapping[str, Any] | None = None,
     skip: Iterable[str] = (),
 ) -> PatchReport:
