@@ -108,6 +108,26 @@ def test_a_layer_that_the_probe_does_not_reach_is_named_and_nothing_stays_patche
     assert type(model[1].inner) is nn.MultiheadAttention
 
 
+class Hidden(nn.Module):
+    """Attends without matrices that anybody could find by their names."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+def test_an_attention_that_only_shows_when_it_runs_is_named() -> None:
+    model = nn.Sequential(encoder(), Hidden())
+    ch.torch.patch(model, "softmax")  # nothing to be seen without a forward; softmax rides on the same function
+    ch.torch.unpatch(model)
+    for spec in ("softmax", "laser"):
+        with pytest.raises(UserError, match="scaled_dot_product_attention called in Hidden, which would stay softmax"):
+            ch.torch.patch(model, spec, probe=(tokens(),))
+        assert not any(isinstance(m, PatchedMultiheadAttention) for m in model.modules())
+    report = ch.torch.patch(model, "softmax", probe=(tokens(),), skip=("1",))
+    assert len(report.layers) == 2
+    assert "call scaled_dot_product_attention as before: Hidden" in str(report)
+
+
 # ---- there and back ----
 
 
@@ -204,11 +224,9 @@ def test_a_decoder_cannot_see_the_future(spec: str) -> None:
 
 
 def test_options_of_temperatures() -> None:
-    model = encoder()
-    report = ch.torch.patch(
-        model, "softmax+selective", temperature={"granularity": "shared", "parts": "token", "on": ("query",)}
-    )
-    assert report.added_parameters == 2 * W
+    given = {"granularity": "shared", "parts": "token", "on": ("query",)}
+    for options in (given, ch.hf.TemperatureOptions(**given)):
+        assert ch.torch.patch(encoder(), "softmax+selective", temperature=options).added_parameters == 2 * W
     with pytest.raises(UserError, match="options of \\+selective"):
         ch.torch.patch(encoder(), "softmax", temperature={"parts": "token"})
 

@@ -6,7 +6,7 @@ Legend: b batch, h heads, n queries, m keys, d head dim, p = h * d.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -129,7 +129,7 @@ def remove_parts(layer: nn.Module) -> None:
 
 def _fields(options: Any) -> Iterator[tuple[str, Any]]:
     for name in ("on", "granularity", "parts", "slope"):
-        value = options.get(name) if isinstance(options, dict) else getattr(options, name, None)
+        value = options.get(name) if isinstance(options, Mapping) else getattr(options, name, None)
         if value is not None:
             yield name, value
 

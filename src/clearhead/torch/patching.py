@@ -20,6 +20,7 @@ from clearhead.anatomy.rules import Rules
 from clearhead.anatomy.search import below
 from clearhead.attention.spec import AttentionSpec, Full, Performer, Selective
 from clearhead.errors import UserError
+from clearhead.hf.options import TemperatureOptions
 from clearhead.hf.report import LayerReport, PatchReport
 from clearhead.torch.mixing import Patched, add_parts, counting, for_role, remove_parts
 from clearhead.torch.multihead import PatchedMultiheadAttention, refuse_multihead
@@ -57,7 +58,7 @@ def patch(
     module: nn.Module,
     spec: AttentionSpec | str,
     *,
-    temperature: Any = None,
+    temperature: TemperatureOptions | Mapping[str, Any] | None = None,
     probe: Sequence[Any] | Mapping[str, Any] | None = None,
     skip: Iterable[str] = (),
 ) -> PatchReport:
@@ -77,7 +78,8 @@ def patch(
 
     Raises `UserError`, one line, and changes nothing: an unknown spec; a model patched before; a Hugging Face model
     (`ch.hf.patch`); a model without an attention that is known here; an attention of another class beside those that
-    are known; attention dropout that the mechanism refuses; a layer that the probe did not call.
+    are known; attention dropout that the mechanism refuses; a layer that the probe did not call, and a module that it
+    saw calling scaled_dot_product_attention by itself.
     """
     parsed = AttentionSpec.parse(spec)
     model = unwrap(module)
@@ -110,13 +112,18 @@ def patch(
             encoder.__dict__[NESTED] = encoder.use_nested_tensor
             encoder.use_nested_tensor = False  # nested tensors are made for the fast path alone
     try:
-        calls, unprobed = _probe(model, [layer for _, layer, _, _ in plans], probe)
+        calls, unprobed, callers = _probe(model, [layer for _, layer, _, _ in plans], probe)
         silent = [name for name, layer, _, _ in plans if not calls.get(layer) and layer not in unprobed]
         if silent:
             raise UserError(
                 f"{type(model).__name__}: the probe never called {', '.join(silent)}; something computes with its "
                 "weights in another way, so the patch would not act; call clearhead.functional there (see "
                 "docs/adopt-torch.md), or leave it out with skip"
+            )
+        if callers and not left_out:
+            raise UserError(
+                f"{type(model).__name__}: the probe saw scaled_dot_product_attention called in {', '.join(callers)}, "
+                "which would stay softmax; call clearhead.functional there, or leave it out with skip"
             )
     except BaseException:
         unpatch(model)
@@ -126,7 +133,7 @@ def patch(
         LayerReport(name or "(the module itself)", patched.role, calls.get(layer, 0), kind.keywords)
         for name, layer, kind, patched in plans
     )
-    notes = _notes(parsed, layers, [name for name, layer, _, _ in plans if layer in unprobed], left_out)
+    notes = _notes(parsed, layers, [name for name, layer, _, _ in plans if layer in unprobed], left_out, callers)
     return PatchReport(
         parsed.text, "clearhead.torch", layers, f"torch {torch.__version__}", added, before + added, notes
     )
@@ -225,18 +232,22 @@ def _roles(model: nn.Module) -> dict[nn.Module, str]:
 
 def _probe(
     model: nn.Module, layers: list[nn.Module], probe: Sequence[Any] | Mapping[str, Any] | None
-) -> tuple[dict[nn.Module, int], set[nn.Module]]:
-    """Calls by layer, and the layers that nothing probed."""
+) -> tuple[dict[nn.Module, int], set[nn.Module], tuple[str, ...]]:
+    """Calls by layer, the layers that nothing probed, and the classes that attend by themselves."""
     with counting() as calls:
         if probe is not None:
-            probe_model(model, probe)
-            return calls, set()
+            callers = probe_model(model, probe)
+            return {layer: count // 2 for layer, count in calls.items()}, set(), callers
         reached = probe_layers(model)
-    return calls, {layer for layer in layers if layer not in reached}
+    return calls, {layer for layer in layers if layer not in reached}, ()
 
 
 def _notes(
-    spec: AttentionSpec, layers: tuple[LayerReport, ...], unprobed: list[str], skip: tuple[str, ...]
+    spec: AttentionSpec,
+    layers: tuple[LayerReport, ...],
+    unprobed: list[str],
+    skip: tuple[str, ...],
+    callers: tuple[str, ...],
 ) -> tuple[str, ...]:
     notes = []
     if unprobed:
@@ -248,4 +259,6 @@ def _notes(
         notes.append("random features are drawn once from the spec's seed, others for each layer; redraw does not act")
     if skip:
         notes.append(f"left as they are: {', '.join(skip)}")
+    if callers:
+        notes.append(f"call scaled_dot_product_attention as before: {', '.join(callers)}")
     return tuple(notes)

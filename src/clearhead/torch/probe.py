@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 
-def probe_model(model: nn.Module, arguments: Sequence[Any] | Mapping[str, Any]) -> None:
-    """One forward of the model on the user's arguments, in eval mode without gradients."""
+def probe_model(model: nn.Module, arguments: Sequence[Any] | Mapping[str, Any]) -> tuple[str, ...]:
+    """One forward of the model on the user's arguments, in eval mode without gradients; then one that watches.
+
+    Returns the classes of modules that called scaled_dot_product_attention themselves, outside of any patched layer.
+    That needs a forward of its own: torch closes its fast paths while somebody watches its functions.
+    """
     with _eval(model):
-        if isinstance(arguments, Mapping):
-            model(**arguments)
-        elif isinstance(arguments, tuple | list):
-            model(*arguments)
-        else:
-            model(arguments)
+        _call(model, arguments)
+        with _Watch() as watch:
+            _call(model, arguments)
+    return tuple(dict.fromkeys(watch.callers))
+
+
+def _call(model: nn.Module, arguments: Sequence[Any] | Mapping[str, Any]) -> None:
+    if isinstance(arguments, Mapping):
+        model(**arguments)
+    elif isinstance(arguments, tuple | list):
+        model(*arguments)
+    else:
+        model(arguments)
+
+
+class _Watch(TorchFunctionMode):
+    """Who calls scaled_dot_product_attention: the innermost module on the stack, unless it is clearhead's own call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callers: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.scaled_dot_product_attention:
+            frame: Any = sys._getframe(1)
+            while frame is not None:
+                if frame.f_globals.get("__name__", "").startswith("clearhead.attention."):
+                    break
+                if isinstance(frame.f_locals.get("self"), nn.Module):
+                    self.callers.append(type(frame.f_locals["self"]).__qualname__)
+                    break
+                frame = frame.f_back
+        return function(*args, **(kwargs or {}))
 
 
 def probe_layers(model: nn.Module) -> set[nn.Module]:
