@@ -10,7 +10,7 @@ import torch
 import clearhead as ch
 from clearhead.errors import UserError
 from tests.anatomy import hf_models
-from tests.hf.tools import DROPOUT, SPARSE, answer, batch_of, build, shape_of
+from tests.hf.tools import DROPOUT, SPARSE, answer, batch_of, build, eager, shape_of
 
 NAMES = ("llama", "gpt2", "gpt_neox", "bert", "t5", "bart", "whisper", "vit", "mistral-window", "gemma3-window")
 
@@ -30,7 +30,7 @@ def test_softmax_equals_the_models_own_attention(name):
 @pytest.mark.parametrize("name", ["llama", "bert", "t5"])
 def test_softmax_equals_eager_attention_in_float32(name):
     model, batch = build(name, double=False), batch_of(name, "right", double=False)
-    model.set_attn_implementation("eager")
+    eager(model)
     own = answer(model, batch)
     ch.hf.patch(model, "softmax")
     assert (answer(model, batch) - own).abs().max() < 1e-5
