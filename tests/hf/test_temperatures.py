@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +17,8 @@ from clearhead.errors import UserError
 from clearhead.hf import temperatures
 from clearhead.hf.options import TemperatureOptions
 from clearhead.hf.temperatures import NAME, freeze_all_but_temperatures, temperature_parameters
-from tests.anatomy.hf_models import batch_for, build
-from tests.hf.patched import SPEC, ids, in_chunks, louder, selective
+from tests.anatomy.hf_models import batch_for
+from tests.hf.patched import SPEC, build, ids, in_chunks, louder, selective, stir
 
 pytest.importorskip("transformers")
 
@@ -104,6 +107,44 @@ def test_tau_is_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(tau[0, ..., 0], want[0])
             torch.testing.assert_close(tau[1, :, 3:, 0], want[1, :, 3:])
     assert (taus[0].query - 1).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        TemperatureOptions(granularity="shared"),
+        TemperatureOptions(granularity="head_full", slope="sigmoid"),
+        TemperatureOptions(parts="token", on=("value",)),
+        TemperatureOptions(parts="position"),
+        TemperatureOptions(on=("query",)),
+    ],
+    ids=str,
+)
+def test_every_option_decodes_as_it_reads(options: TemperatureOptions) -> None:
+    model, tokens = louder(build("gpt_neox")).double().eval(), ids(2, 9)
+    with torch.no_grad():
+        before = model(tokens).logits
+        report = ch.hf.patch(model, SPEC, temperature=options)
+        stir(model)
+        full = model(tokens).logits
+    parts = len(options.parts.split("+")) * len(options.on)
+    assert len(temperature_parameters(model)) == parts * len(report.layers)
+    assert (full - before).abs().max() > 1e-3
+    torch.testing.assert_close(in_chunks(model, tokens, (4, 1, 2, 2)), full, **CLOSE)
+
+
+def test_under_autocast() -> None:
+    model, tokens = build("llama").eval(), ids(2, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(tokens).logits
+        ch.hf.patch(model, SPEC)
+        out = model(tokens, labels=tokens)
+    torch.testing.assert_close(out.logits, before, rtol=0, atol=2e-3)
+    out.loss.backward()
+    for path, parameter in temperature_parameters(model).items():
+        assert parameter.grad is not None, path
+        assert parameter.grad.dtype == torch.float32
+        assert (parameter.grad != 0).any(), path
 
 
 # ---- caches ---------------------------------------------------------------------------------------------------------
@@ -284,15 +325,27 @@ def test_unpatched_is_as_it_was(name: str) -> None:
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks), set(m.__dict__)) for m in model.modules()] == hooks
 
 
-def test_a_deep_copy_has_its_own() -> None:
+def pickled(model: Any) -> Any:
+    held = io.BytesIO()
+    torch.save(model, held)
+    held.seek(0)
+    return torch.load(held, weights_only=False)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, pickled])
+def test_a_copy_has_its_own(again: Callable[[Any], Any], tmp_path: Path) -> None:
     model, tokens = selective("gpt2"), ids(1, 8)
-    twin = copy.deepcopy(model)
+    twin = again(model)
     with torch.no_grad():
         want = model(tokens).logits
         for parameter in temperature_parameters(model).values():
             parameter.zero_()
         assert torch.equal(twin(tokens).logits, want)
         assert (model(tokens).logits - want).abs().max() > 1e-3
+        twin.save_pretrained(tmp_path)
+        assert torch.equal(ch.hf.load(tmp_path, dtype=torch.float64)(tokens).logits, want)
+        ch.hf.unpatch(model)
+        assert torch.equal(twin(tokens).logits, want)
 
 
 # ---- wrong use ------------------------------------------------------------------------------------------------------
@@ -322,3 +375,13 @@ def test_a_fused_matrix_that_lies_otherwise_is_refused(monkeypatch: pytest.Monke
     with pytest.raises(UserError, match=r"layers\.0\.attention.*do not lie as expected"):
         ch.hf.patch(model, SPEC)
     assert list(model.state_dict()) == names
+
+
+def test_a_query_matrix_with_more_than_queries_is_refused() -> None:
+    from clearhead.hf.projections import projections_of
+
+    model = build("llama")
+    attention = model.model.layers[1].self_attn
+    attention.q_proj = torch.nn.Linear(32, 64, bias=False)  # as where a gate lies among the queries
+    with pytest.raises(UserError, match=r"layers\.1\.self_attn .*64 rows, expected 4 heads of 8"):
+        projections_of(model, ["model.layers.1.self_attn"])

@@ -1,0 +1,1 @@
+"""Full runs as short Python scripts, to read, copy and change."""
