@@ -131,6 +131,9 @@ def set_everywhere(model: Any, name: str) -> None:
     transformers.logging.set_verbosity_error()  # what it would warn of, the probe turns into an error
     try:
         model.set_attn_implementation(name)
+        for part in model.modules():  # a copy of the config (T5's stacks have one) is passed over by 5.17
+            if isinstance(part, transformers.PreTrainedModel) and part.config._attn_implementation != name:
+                part.set_attn_implementation(name)
         tell(model, name)
     finally:
         transformers.logging.set_verbosity(level)

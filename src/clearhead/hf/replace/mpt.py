@@ -37,7 +37,13 @@ class ClearheadMptAttention(Interface, MptAttention):
             slopes = position_bias[:, 0, -1] - position_bias[:, 0, -2]
             biased["position_bias"] = ALiBi(slopes.to(q.dtype))
         out_bnhd, weights = self.interface(
-            q, k, v, attention_mask, scaling=self.softmax_scale, dropout=self.attn_dropout_p, **biased
+            q,
+            k,
+            v,
+            attention_mask,
+            scaling=float(self.softmax_scale or self.head_dim**-0.5),
+            dropout=self.attn_dropout_p,
+            **biased,
         )
         return self.out_proj(out_bnhd.flatten(2)), weights
 
