@@ -100,6 +100,11 @@ def test_a_broken_patch_is_a_failure_and_not_a_refusal(monkeypatch: pytest.Monke
         assert try_cell(ENTRIES["llama"], "laser") == Cell(
             "llama", "laser", "fails", "patch raised RuntimeError: boom", ()
         )
+    with monkeypatch.context() as context:
+        context.setattr(patching.probes, "run", crash)
+        cell = try_cell(ENTRIES["llama"], "laser")
+        assert cell.status == "fails"
+        assert "the probing forward of LlamaForCausalLM failed (RuntimeError: boom)" in cell.reason
     monkeypatch.setattr(masks, "hide_keys", blind)
     cell = try_cell(ENTRIES["llama"], "laser")
     assert cell.status == "fails"

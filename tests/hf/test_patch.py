@@ -10,7 +10,7 @@ import torch
 import clearhead as ch
 from clearhead.errors import UserError
 from tests.anatomy import hf_models
-from tests.hf.tools import DROPOUT, SPARSE, answer, batch_of, build, shape_of
+from tests.hf.tools import DROPOUT, SPARSE, answer, batch_of, build, eager, shape_of
 
 NAMES = ("llama", "gpt2", "gpt_neox", "bert", "t5", "bart", "whisper", "vit", "mistral-window", "gemma3-window")
 
@@ -30,7 +30,7 @@ def test_softmax_equals_the_models_own_attention(name):
 @pytest.mark.parametrize("name", ["llama", "bert", "t5"])
 def test_softmax_equals_eager_attention_in_float32(name):
     model, batch = build(name, double=False), batch_of(name, "right", double=False)
-    model.set_attn_implementation("eager")
+    eager(model)
     own = answer(model, batch)
     ch.hf.patch(model, "softmax")
     assert (answer(model, batch) - own).abs().max() < 1e-5
@@ -65,18 +65,21 @@ def test_roles_of_an_encoder_decoder():
 
 @pytest.mark.parametrize("name", ["bart", "whisper"])
 def test_a_pattern_leaves_cross_attention_whole_and_says_so(name):
-    """A window of 1 lets a token see itself; what is left of the input then comes through cross attention alone."""
+    """A window of 1 lets a token see itself: only whole cross attention brings the source's first token to the last."""
     model, batch = build(name), batch_of(name)
     report = ch.hf.patch(model, "softmax+window:1")
     assert any("cross attention" in note for note in report.notes)
     encoder_input = next(iter(batch))
     changed = dict(batch)
-    changed[encoder_input] = batch[encoder_input].roll(1, dims=-1)
+    changed[encoder_input] = batch[encoder_input].clone()
+    changed[encoder_input][..., 0] += 1
     assert (answer(model, batch)[:, -1] - answer(model, changed)[:, -1]).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("name", ["gptj", "falcon", "bloom", "gpt_neo"])
-def test_a_model_that_ignores_the_interface_is_refused_by_the_name_of_its_layer(name):
+def test_a_model_that_ignores_the_interface_is_refused_by_the_name_of_its_layer(name, monkeypatch):
+    """Where nothing stands in for its classes."""
+    monkeypatch.setattr("clearhead.hf.patching.find", lambda model, spec: {})
     model = build(name)
     before = shape_of(model)
     with pytest.raises(UserError, match=r"(h\.0\.|layers\.0\.).*does not call") as caught:
@@ -173,8 +176,8 @@ def test_towers_that_words_do_not_reach_are_probed_alone():
     """A language model that sees pictures: the made-up words reach its decoder, made-up pictures its tower."""
     import transformers
 
-    text = transformers.LlamaConfig(**hf_models._LLAMA)
-    vision = transformers.CLIPVisionConfig(**hf_models._VIT)
+    text = transformers.LlamaConfig(**hf_models.MODELS["llama"][2])
+    vision = transformers.CLIPVisionConfig(**hf_models.MODELS["vit"][2])
     config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=5)
     model = transformers.LlavaForConditionalGeneration(config).eval()
     before = shape_of(model)

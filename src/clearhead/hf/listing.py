@@ -78,7 +78,8 @@ def try_cell(entry: Entry, spec: str) -> Cell:
     try:
         report = hf.patch(model, spec, probe=zoo.inputs(entry))
     except UserError as error:
-        return Cell(entry.name, spec, "refused", " ".join(str(error).split()))
+        crashed = error.__cause__ is not None and str(error).startswith("the probing forward")
+        return Cell(entry.name, spec, "fails" if crashed else "refused", " ".join(str(error).split()))
     except Exception as error:
         return Cell(entry.name, spec, "fails", _crash("patch", error))
     passed: list[str] = []
