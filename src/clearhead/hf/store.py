@@ -16,10 +16,10 @@ the probe that checks every layer under the transformers that is installed now.
 from __future__ import annotations
 
 import json
-import types
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def remember(
     )
     _mark(model, spec)
     model.__dict__["_clearhead_record"] = record
-    model.__dict__["save_pretrained"] = types.MethodType(_save_pretrained, model)
+    model.__dict__["save_pretrained"] = partial(_save_pretrained, model)  # a bound method would not pickle
 
 
 def forget(model: nn.Module) -> None:
