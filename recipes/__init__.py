@@ -1,1 +1,1 @@
-"""Full runs as Python functions: what the two-core defaults are a small version of."""
+"""Full runs as short Python scripts, to read, copy and change."""

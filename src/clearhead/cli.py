@@ -38,6 +38,7 @@ commands
   evaluate   score a trained run, document by document
   generate   continue a text with a trained run, fill in hidden tokens, or translate
   data       list the data sets, fetch one, or print where it is
+  hf         say which architectures of transformers can be patched, by running it
   explain    say which backend would compute an attention, and why the others would not
 
 first steps
@@ -318,11 +319,17 @@ def _generate(arguments: list[str]) -> int:
     return 0
 
 
-# ---- data and explain ----
+# ---- data, hf and explain ----
 
 
 def _data(arguments: list[str]) -> int:
     from clearhead.data.command import run
+
+    return run(arguments)
+
+
+def _hf(arguments: list[str]) -> int:
+    from clearhead._hf_command import run
 
     return run(arguments)
 
@@ -343,6 +350,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "generate": _generate,
     "data": _data,
+    "hf": _hf,
     "explain": _explain,
 }
 

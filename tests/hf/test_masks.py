@@ -12,7 +12,7 @@ from clearhead.hf import masks
 from clearhead.hf.function import listening
 from tests.hf.tools import SPARSE, VOCABULARY, answer, batch_of, build
 
-NAMES = ("llama", "gpt2", "bert", "mistral-window", "gemma3-window")
+NAMES = ("llama", "gpt2", "bert", "t5", "bart", "mistral-window", "gemma3-window")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -22,6 +22,14 @@ def test_padding_equals_the_models_own(name, side):
     own = answer(model, batch)
     ch.hf.patch(model, "softmax")
     assert (answer(model, batch) - own).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_padding_of_a_source_is_invisible_to_cross_attention(name):
+    model, batch = build(name), batch_of(name, "right")
+    ch.hf.patch(model, "laser")
+    edited = dict(batch, input_ids=torch.where(batch["attention_mask"].bool(), batch["input_ids"], 5))
+    assert (answer(model, edited) - answer(model, batch)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("spec", ["laser", "self_adjust", SPARSE, "performer"])

@@ -9,6 +9,7 @@ import torch
 
 import clearhead as ch
 from clearhead.errors import UserError
+from tests.anatomy import hf_models
 from tests.hf.tools import DROPOUT, SPARSE, answer, batch_of, build, shape_of
 
 NAMES = ("llama", "gpt2", "gpt_neox", "bert", "t5", "bart", "whisper", "vit", "mistral-window", "gemma3-window")
@@ -75,7 +76,9 @@ def test_a_pattern_leaves_cross_attention_whole_and_says_so(name):
 
 
 @pytest.mark.parametrize("name", ["gptj", "falcon", "bloom", "gpt_neo"])
-def test_a_model_that_ignores_the_interface_is_refused_by_the_name_of_its_layer(name):
+def test_a_model_that_ignores_the_interface_is_refused_by_the_name_of_its_layer(name, monkeypatch):
+    """Where nothing stands in for its classes."""
+    monkeypatch.setattr("clearhead.hf.patching.find", lambda model, spec: {})
     model = build(name)
     before = shape_of(model)
     with pytest.raises(UserError, match=r"(h\.0\.|layers\.0\.).*does not call") as caught:
@@ -166,6 +169,33 @@ def test_two_models_of_one_class_hold_different_attentions():
     assert torch.equal(answer(second, batch), own)
     ch.hf.patch(second, "self_adjust")
     assert (answer(first, batch) - answer(second, batch)).abs().max() > 1e-4
+
+
+def test_towers_that_words_do_not_reach_are_probed_alone():
+    """A language model that sees pictures: the made-up words reach its decoder, made-up pictures its tower."""
+    import transformers
+
+    text = transformers.LlamaConfig(**hf_models.MODELS["llama"][2])
+    vision = transformers.CLIPVisionConfig(**hf_models.MODELS["vit"][2])
+    config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=5)
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    before = shape_of(model)
+    report = ch.hf.patch(model, "laser")
+    assert len(report.layers) == 4
+    assert {layer.role for layer in report.layers} == {"causal", "bidirectional"}
+    ch.hf.unpatch(model)
+    assert shape_of(model) == before
+
+
+def test_a_part_of_a_patched_model_is_not_patched_again():
+    model = build("llama")
+    ch.hf.patch(model, "laser")
+    with pytest.raises(UserError, match="belongs to a model that is patched already"):
+        ch.hf.patch(model.model, "softmax")
+    ch.hf.unpatch(model)
+    ch.hf.patch(model.model, "softmax")
+    with pytest.raises(UserError, match=r"^model is patched with 'softmax' already"):
+        ch.hf.patch(model, "laser")
 
 
 def test_a_probe_of_ones_own():

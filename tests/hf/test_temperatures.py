@@ -15,7 +15,7 @@ from clearhead.hf import temperatures
 from clearhead.hf.options import TemperatureOptions
 from clearhead.hf.temperatures import NAME, freeze_all_but_temperatures, temperature_parameters
 from tests.anatomy.hf_models import batch_for, build
-from tests.hf.patched import SPEC, ids, in_chunks, louder, selective
+from tests.hf.patched import SPEC, ids, in_chunks, louder, selective, stir
 
 pytest.importorskip("transformers")
 
@@ -104,6 +104,44 @@ def test_tau_is_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(tau[0, ..., 0], want[0])
             torch.testing.assert_close(tau[1, :, 3:, 0], want[1, :, 3:])
     assert (taus[0].query - 1).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        TemperatureOptions(granularity="shared"),
+        TemperatureOptions(granularity="head_full", slope="sigmoid"),
+        TemperatureOptions(parts="token", on=("value",)),
+        TemperatureOptions(parts="position"),
+        TemperatureOptions(on=("query",)),
+    ],
+    ids=str,
+)
+def test_every_option_decodes_as_it_reads(options: TemperatureOptions) -> None:
+    model, tokens = louder(build("gpt_neox")).double().eval(), ids(2, 9)
+    with torch.no_grad():
+        before = model(tokens).logits
+        report = ch.hf.patch(model, SPEC, temperature=options)
+        stir(model)
+        full = model(tokens).logits
+    parts = len(options.parts.split("+")) * len(options.on)
+    assert len(temperature_parameters(model)) == parts * len(report.layers)
+    assert (full - before).abs().max() > 1e-3
+    torch.testing.assert_close(in_chunks(model, tokens, (4, 1, 2, 2)), full, **CLOSE)
+
+
+def test_under_autocast() -> None:
+    model, tokens = build("llama").eval(), ids(2, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(tokens).logits
+        ch.hf.patch(model, SPEC)
+        out = model(tokens, labels=tokens)
+    torch.testing.assert_close(out.logits, before, rtol=0, atol=2e-3)
+    out.loss.backward()
+    for path, parameter in temperature_parameters(model).items():
+        assert parameter.grad is not None, path
+        assert parameter.grad.dtype == torch.float32
+        assert (parameter.grad != 0).any(), path
 
 
 # ---- caches ---------------------------------------------------------------------------------------------------------
@@ -322,3 +360,13 @@ def test_a_fused_matrix_that_lies_otherwise_is_refused(monkeypatch: pytest.Monke
     with pytest.raises(UserError, match=r"layers\.0\.attention.*do not lie as expected"):
         ch.hf.patch(model, SPEC)
     assert list(model.state_dict()) == names
+
+
+def test_a_query_matrix_with_more_than_queries_is_refused() -> None:
+    from clearhead.hf.projections import projections_of
+
+    model = build("llama")
+    attention = model.model.layers[1].self_attn
+    attention.q_proj = torch.nn.Linear(32, 64, bias=False)  # as where a gate lies among the queries
+    with pytest.raises(UserError, match=r"layers\.1\.self_attn .*64 rows, expected 4 heads of 8"):
+        projections_of(model, ["model.layers.1.self_attn"])

@@ -124,9 +124,12 @@ def _attend(
         taus = temperatures.of(
             module, query, key, value, mask, spec, role=layer.role, windowed=windowed, dropped=seen.dropped
         )
-    added = _sum(asked.position_bias, seen.bias, key.shape[2])
+    structured = asked.position_bias if isinstance(asked.position_bias, Bias) else None
+    if structured is not None and seen.bias is not None:
+        raise ValueError(f"a mask of numbers beside {type(structured).__name__} is not handled; give a bool mask")
+    added = None if isinstance(asked.position_bias, Bias) else _sum(asked.position_bias, seen.bias, key.shape[2])
     if asked.softcap is None and asked.sinks is None:
-        bias: Bias | None = None if added is None else DenseBias(added)
+        bias: Bias | None = structured if added is None else DenseBias(added)
         return attend(
             query, key, value, spec, mask=mask, bias=bias, temperatures=taus, scale=scaling, dropout_p=dropout,
             want=want,

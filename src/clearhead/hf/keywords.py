@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clearhead.attention.bias import Bias
 from clearhead.errors import UserError
 
 HARMLESS = frozenset(
@@ -40,8 +41,8 @@ class Asked:
     softcap: float | None = None
     sinks: Tensor | None = None
     """[h]: one more logit in the denominator of each row."""
-    position_bias: Tensor | None = None
-    """Broadcastable to [b, h, n, m], added to the scores."""
+    position_bias: Tensor | Bias | None = None
+    """Broadcastable to [b, h, n, m], added to the scores; stand-ins (`replace/`) also pass a `Bias`."""
     query_ends: Tensor | None = None
     """[s + 1]: where packed documents begin and end among the queries."""
     key_ends: Tensor | None = None

@@ -89,6 +89,8 @@ class VisibleKeys:
     def to(self, *args: Any, **keywords: Any) -> Any:
         """Moved to a device (accelerate does so between layers); made into a tensor where a dtype is asked."""
         device = keywords.get("device", args[0] if args else None)
+        if torch.bool in (device, keywords.get("dtype")):
+            return self
         if isinstance(device, torch.dtype) or "dtype" in keywords or isinstance(device, Tensor):
             return self.dense().to(*args, **keywords)
         moved = torch.device(device) if device is not None else self.device
@@ -324,7 +326,7 @@ def read(given: Any, n: int, m: int, b: int, *, causal: bool, window: int | None
         raise TypeError(f"expected a tensor as mask, got {type(given).__name__}")
     if given.dim() == 2 and given.shape == (b, m) and (n, m) != (b, m) and not given.is_floating_point():
         return Seen(_own(causal, window) & hide_keys(given.bool()))
-    return _tensor(given)
+    return _tensor(given, n, causal)
 
 
 def _own(causal: bool, window: int | None) -> Mask:
@@ -333,12 +335,12 @@ def _own(causal: bool, window: int | None) -> Mask:
     return Mask.window(window) if causal else Mask((Band(window - 1, window - 1),))
 
 
-def _tensor(given: Tensor) -> Seen:
+def _tensor(given: Tensor, n: int, causal: bool) -> Seen:
     if given.dim() not in (2, 4):
         raise ValueError(f"expected a mask [b, h, n, m] or [n, m], got shape {tuple(given.shape)}")
     full = given if given.dim() == 4 else given[None, None]
     if full.dtype == torch.bool:
-        return Seen(_visible(full))
+        return Seen(_visible(full, n, causal))
     if not full.is_floating_point():
         raise TypeError(f"expected a mask of bool (True = attend) or float (added to scores), got {given.dtype}")
     if full.shape[2] > 1 and full.stride(2) == 0:
@@ -346,12 +348,36 @@ def _tensor(given: Tensor) -> Seen:
     seen = full > torch.finfo(full.dtype).min / 2
     added = torch.where(seen, full, 0.0)
     plain = not given.requires_grad and not torch.compiler.is_compiling() and not bool(added.any())
-    return Seen(_visible(seen), None if plain else DenseBias(added))
+    return Seen(_visible(seen, n, causal), None if plain else DenseBias(added))
 
 
-def _visible(seen: Tensor) -> Mask:
+def _visible(seen: Tensor, n: int, causal: bool) -> Mask:
     if seen.shape[2] > 1 and seen.stride(2) == 0:
         seen = seen[:, :, :1]  # one row, shown n times
-    if seen.shape[1:3] == (1, 1):
+    causal = causal and seen.shape[2] == n and not torch.compiler.is_compiling()
+    if seen.shape[1:3] == (1, 1) and not causal:
         return hide_keys(seen[:, 0, 0])
+    if causal:
+        return _causal_part(seen)
     return Mask.dense(seen)
+
+
+def _causal_part(seen: Tensor) -> Mask:
+    """A dense mask of a causal layer, by its conditions where it shows no future: patterns then know where a sequence
+    begins, and a mechanism without scores can take it."""
+    n, m = seen.shape[-2:]
+    dense = Mask.dense(seen)
+    if seen.shape[1] > 1:
+        return dense
+    reach = int((seen.any(dim=2).any(dim=0)[0] * torch.arange(1, m + 1, device=seen.device)).amax())
+    for offset in dict.fromkeys((reach - n, m - n)):  # a static cache's buffer is longer than what it holds
+        plain = Mask.causal(offset) & hide_keys(seen.any(dim=2)[:, 0])
+        if offset >= 0 and torch.equal(_all_of(plain, seen), seen):
+            return plain
+    past = torch.ones(n, m, dtype=torch.bool, device=seen.device).tril(m - n)
+    return dense if bool((seen & ~past).any()) else Mask.causal(m - n) & dense
+
+
+def _all_of(mask: Mask, like: Tensor) -> Tensor:
+    tensor = mask.dense_tensor(like.shape[-2], like.shape[-1], like.device)
+    return torch.ones_like(like) if tensor is None else tensor.expand_as(like)

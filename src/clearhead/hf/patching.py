@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch.nn as nn
@@ -24,6 +24,7 @@ from clearhead.hf.register import (
     too_new,
     transformers_or_error,
 )
+from clearhead.hf.replace.swap import find, install, remove
 from clearhead.hf.report import LayerReport, PatchReport
 
 if TYPE_CHECKING:
@@ -64,15 +65,16 @@ def patch(
     setattr(model, STATE, state)
     parameters = sum(p.numel() for p in model.parameters())
     try:
-        batch = dict(probe) if probe is not None else probes.make_batch(model)
-        called = _discover(model, batch, state)
+        runs: Runs = [(model, dict(probe) if probe is not None else probes.make_batch(model))]
+        install(model, find(model, spec))
+        called = _discover(model, runs, state, made_up=probe is None)
         layers = _label(model, called, state)
-        _refuse_dropout(model, spec, batch, state)
+        _refuse_dropout(model, spec, runs, state)
         if spec.temperature is not None:
             temperatures.install(model, {name: model.get_submodule(name) for name in state.modules}, spec, temperature)
         state.name = register(spec)
         set_everywhere(model, state.name)
-        _probe(model, batch)
+        _probe(runs)
     except BaseException:
         _take_back(model, state)
         raise
@@ -108,6 +110,7 @@ def unpatch(model: nn.Module) -> None:
 
 def _take_back(model: nn.Module, state: PatchState) -> None:
     put_back(model, state.implementations)
+    remove(model)
     temperatures.remove(model)
     store.forget(model)
     _unlabel(model, state)
@@ -131,21 +134,37 @@ def _check(model: nn.Module, transformers: Any) -> None:
     for path, module in model.named_modules():
         if path and getattr(module, STATE, None) is not None:
             raise UserError(f"{path} is patched with {getattr(module, STATE).spec!r} already; unpatch it first")
+        if LAYER in vars(module):
+            raise UserError(f"{path} belongs to a model that is patched already; unpatch that model first")
     if any(p.is_meta for p in model.parameters()):
         raise UserError(f"{type(model).__name__} is on the meta device; load its weights before it is patched")
 
 
-def _discover(model: Any, batch: Mapping[str, Any], state: PatchState) -> dict[nn.Module, probes.Calls]:
-    """Which modules call: a forward under plain softmax, which nothing refuses, so that every layer is reached."""
+Runs = list[tuple[nn.Module, Mapping[str, Any]]]
+"""The probing forwards: of the model, and of sub-models (a picture tower, say) that its inputs do not reach."""
+
+
+def _discover(model: Any, runs: Runs, state: PatchState, *, made_up: bool) -> dict[nn.Module, probes.Calls]:
+    """Which modules call: a forward under plain softmax, which nothing refuses, so that every layer is reached.
+
+    Sub-models that made-up inputs of the whole did not reach are run alone, and join `runs`.
+    """
     expected = probes.attention_modules(model)
     state.implementations = read_back(model)
     set_everywhere(model, register(AttentionSpec()))
     state.modules = tuple(expected)
     for path, module in expected.items():
         setattr(module, LAYER, Layer(path, ""))  # a refusal of the first call needs the name already
-    called = _probe(model, batch)
-    paths = {module: path for path, module in model.named_modules()}
-    missed = probes.missed(expected, {paths[module]: calls for module, calls in called.items()})
+    called = _probe(runs)
+    missed = probes.missed(model, expected, called)
+    for part in probes.parts_that_hold(model, missed) if made_up and called else ():
+        try:
+            run = (part, probes.make_batch(part))
+            called.update(probes.run(*run))
+        except Exception:  # no inputs are known for it: what stays missed is an error below
+            continue
+        runs.append(run)
+        missed = probes.missed(model, expected, called)
     if not expected and not called:
         raise UserError(f"{type(model).__name__}: no attention was found in it, and none was called")
     if missed:
@@ -166,16 +185,19 @@ def _why(model: Any, some: bool) -> str:
     return "other layers do, so the probing inputs did not reach it (pass probe=), or it has an attention of its own"
 
 
-def _probe(model: Any, batch: Mapping[str, Any], training: tuple[nn.Module, ...] = ()) -> dict[nn.Module, probes.Calls]:
-    try:
-        return probes.run(model, batch, training)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"the probing forward of {type(model).__name__} failed ({type(error).__name__}: {_line(error)}); if its "
-            f"inputs were wrong, pass one batch of yours as probe="
-        ) from error
+def _probe(runs: Runs, training: Collection[nn.Module] = ()) -> dict[nn.Module, probes.Calls]:
+    called: dict[nn.Module, probes.Calls] = {}
+    for model, batch in runs:
+        try:
+            called.update(probes.run(model, batch, training))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the probing forward of {type(model).__name__} failed ({type(error).__name__}: {_line(error)}); if "
+                f"its inputs were wrong, pass one batch of yours as probe="
+            ) from error
+    return called
 
 
 def _line(error: Exception) -> str:
@@ -202,12 +224,12 @@ def _unlabel(model: nn.Module, state: PatchState) -> None:
     state.modules = ()
 
 
-def _refuse_dropout(model: Any, spec: AttentionSpec, batch: Mapping[str, Any], state: PatchState) -> None:
+def _refuse_dropout(model: Any, spec: AttentionSpec, runs: Runs, state: PatchState) -> None:
     """LASER and Performer refuse dropout on the weights; better now than at the first step of training."""
     if not isinstance(spec.read, Laser) and not isinstance(spec.weights, Performer):
         return
-    training = tuple(model.get_submodule(name) for name in state.modules)
-    dropped = {module: calls.dropout for module, calls in _probe(model, batch, training).items() if calls.dropout > 0.0}
+    training = {model.get_submodule(name) for name in state.modules}
+    dropped = {module: calls.dropout for module, calls in _probe(runs, training).items() if calls.dropout > 0.0}
     if not dropped:
         return
     first = next(name for name in state.modules if model.get_submodule(name) in dropped)

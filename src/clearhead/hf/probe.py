@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from clearhead.anatomy import names
 from clearhead.anatomy.attention import look_into
-from clearhead.anatomy.search import is_matrix
 from clearhead.errors import UserError
 from clearhead.hf.function import Seen, listening
 
@@ -35,7 +34,7 @@ class Calls:
     keywords: tuple[str, ...] = ()
 
 
-def run(model: nn.Module, batch: Mapping[str, Any], training: tuple[nn.Module, ...] = ()) -> dict[nn.Module, Calls]:
+def run(model: nn.Module, batch: Mapping[str, Any], training: Collection[nn.Module] = ()) -> dict[nn.Module, Calls]:
     """Run `batch` through the model in eval mode, without gradients and without a trace in the random state.
 
     The modules in `training` are told that they train (they alone: their dropout shows in what they pass on).
@@ -60,12 +59,11 @@ def _devices(model: nn.Module) -> list[torch.device]:
 
 
 @contextmanager
-def _quiet(model: nn.Module, training: tuple[nn.Module, ...]) -> Iterator[None]:
+def _quiet(model: nn.Module, training: Collection[nn.Module]) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        for module in training:
-            module.training = True
+        for module, _ in modes:
+            module.training = module in training
         yield
     finally:
         for module, mode in modes:
@@ -87,7 +85,7 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
         inner = [other for other in (*called, *found) if other != path and _inside(other, path)]
         around = [other for other in found if _inside(path, other)]
         module = model.get_submodule(path)
-        if not inner and not around and any(is_matrix(child) for child in module.children()):
+        if not inner and not around and next(module.parameters(), None) is not None:
             found[path] = module
     return found
 
@@ -97,9 +95,25 @@ def _inside(path: str, other: str) -> bool:
     return path == other or not other or path.startswith(f"{other}.")
 
 
-def missed(expected: Mapping[str, nn.Module], called: Mapping[str, Any]) -> list[str]:
+def missed(model: nn.Module, expected: Mapping[str, nn.Module], called: Mapping[nn.Module, Any]) -> list[str]:
     """Paths of attentions of which neither they, nor what they hold, nor what holds them, called."""
-    return [path for path in expected if not any(_inside(other, path) or _inside(path, other) for other in called)]
+    callers = [path for path, module in model.named_modules() if module in called]
+    return [path for path in expected if not any(_inside(other, path) or _inside(path, other) for other in callers)]
+
+
+def parts_that_hold(model: nn.Module, paths: list[str]) -> list[Any]:
+    """The innermost models of transformers, inside `model`, that hold these modules."""
+    from transformers import PreTrainedModel
+
+    parts: dict[int, Any] = {}
+    for path in paths:
+        above = path
+        while above := above.rpartition(".")[0]:
+            part = model.get_submodule(above)
+            if isinstance(part, PreTrainedModel):
+                parts[id(part)] = part
+                break
+    return list(parts.values())
 
 
 def role_of(path: str, module: nn.Module, calls: Calls) -> str:

@@ -74,7 +74,8 @@ def projections_of(model: nn.Module, modules: Iterable[str]) -> dict[str, Projec
 
 def _of(model: nn.Module, path: str, found: list[AttentionParts]) -> Projections:
     inside = [parts for parts in found if parts.query.path.startswith(f"{path}." if path else "")]
-    if len(inside) != 1:
+    wide = {part.heads * part.head_dim == part.query.shape[0] for part in inside}
+    if len(inside) != 1 or wide != {True}:
         kind = type(model.get_submodule(path)).__name__
         raise UserError(
             f"{path} ({kind}): {_why(model, path, inside)}; "
@@ -96,8 +97,11 @@ def _why(model: nn.Module, path: str, inside: list[AttentionParts]) -> str:
     wrapped = [name for name, module in model.get_submodule(path).named_modules() if hasattr(module, "base_layer")]
     if wrapped:
         return f"an adapter is wrapped around {wrapped[0]}: patch the model first, add adapters (PEFT) afterwards"
-    if inside:
+    if len(inside) > 1:
         return f"{len(inside)} attentions were found in it where one was expected"
+    if inside:
+        rows, heads, head_dim = inside[0].query.shape[0], inside[0].heads, inside[0].head_dim
+        return f"its query matrix has {rows} rows, expected {heads} heads of {head_dim} (a gate may be among them)"
     return "no matrices for query, key and value were found in it, which selective temperatures read"
 
 

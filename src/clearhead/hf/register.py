@@ -125,10 +125,13 @@ def set_everywhere(model: Any, name: str) -> None:
     """Set the attention on the model and its sub-models."""
     import transformers
 
+    from clearhead.hf.replace.swap import tell
+
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # what it would warn of, the probe turns into an error
     try:
         model.set_attn_implementation(name)
+        tell(model, name)
     finally:
         transformers.logging.set_verbosity(level)
 

@@ -55,6 +55,8 @@ class Reading:
     """Where the values lie in a fused answer: the first call compares them with what the function gets."""
     options: TemperatureOptions | None
     """None: learned temperatures."""
+    values: tuple[int, int] = (0, 0)
+    """Heads of the values, and their size, as f was made for them."""
 
 
 def install(
@@ -101,7 +103,8 @@ def _selective(
         )  # fmt: skip
         reads = "query" in options.on
         check = found.value if found.query.fused else None
-        made[path] = (Reading(found.query if reads else None, check, options), temperatures)
+        values = (found.kv_heads, found.head_dim)
+        made[path] = (Reading(found.query if reads else None, check, options, values), temperatures)
     return made
 
 
@@ -161,6 +164,11 @@ def of(
         return temperatures(query, None, None, Geometry(positions=one[0], mask=mask, visible=one))
     n, m = query.shape[2], key.shape[2]
     q_bnp = None if reading.query is None else _kept(module, reading, query, value)
+    if "value" in options.on and (value.shape[1], value.shape[3]) != reading.values:
+        raise UserError(
+            f"attention gets values of {value.shape[1]} heads of {value.shape[3]}, expected {reading.values[0]} of "
+            f"{reading.values[1]} as their matrix makes them; use TemperatureOptions(on=('query',))"
+        )
     v_bmp = value.transpose(1, 2).flatten(2)
     seen = own = one
     if options.position:

@@ -1,0 +1,27 @@
+"""MegatronBert: BERT with another order of norms or sizes, written without the interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn as nn
+from torch import Tensor
+from transformers.models.megatron_bert.modeling_megatron_bert import MegatronBertSelfAttention
+
+from clearhead.hf.replace.bert_like import BertLike
+
+
+class ClearheadMegatronBertSelfAttention(BertLike, MegatronBertSelfAttention):
+    """`MegatronBertSelfAttention` with the patched attention."""
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Any = None, encoder_hidden_states: Tensor | None = None,
+        past_key_values: Any = None, output_attentions: bool | None = False, **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """See `MegatronBertSelfAttention`."""
+        return self.attention(
+            hidden_states, attention_mask, encoder_hidden_states, past_key_values, output_attentions
+        )
+
+
+CLASSES: dict[str, type[nn.Module]] = {"MegatronBertSelfAttention": ClearheadMegatronBertSelfAttention}
