@@ -121,3 +121,45 @@ def test_a_compiled_training_step_without_padding():
         return model.model.layers[0].self_attn.q_proj.weight.grad.clone()
 
     assert (gradient(compiled) - gradient(model)).abs().max() < 1e-6
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "spec"), [("llama", "laser"), ("gemma3-window", "self_adjust")])
+def test_compiled_decoding_from_a_static_cache(name, spec):
+    """As generation on a GPU does it: the first tokens eager, then one graph for every further one."""
+    from transformers import StaticCache
+
+    model, batch = build(name, double=False), batch_of(name, "left", double=False)
+    ch.hf.patch(model, spec)
+    ids, padding = batch["input_ids"], batch["attention_mask"]
+    positions = (padding.cumsum(-1) - 1).clamp_min(0)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        whole = model(**batch, position_ids=positions).logits
+        cache = StaticCache(model.config, max_cache_len=16)
+        model(ids[:, :8], attention_mask=padding[:, :8], position_ids=positions[:, :8], past_key_values=cache)
+        for at in range(8, 12):
+            one = slice(at, at + 1)
+            step = compiled(
+                ids[:, one], attention_mask=padding[:, : at + 1], position_ids=positions[:, one], past_key_values=cache
+            )
+            assert (step.logits[:, 0] - whole[:, at]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "t5", "vit"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights(name, dtype):
+    model, batch = (
+        build(name, double=False).to(dtype),
+        batch_of(name, "left" if name != "vit" else "none", double=False),
+    )
+    batch = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
+    exact = build(name, double=False)
+    rough = {key: value.float() if value.is_floating_point() else value for key, value in batch.items()}
+    for one in (model, exact):
+        ch.hf.patch(one, "laser")
+    mine, wanted = model(**batch).logits, exact(**rough).logits
+    assert mine.dtype == dtype
+    valid = batch["attention_mask"].bool() if name in ("llama", "gemma2") else slice(None)
+    assert (mine.float() - wanted)[valid].abs().max() < 0.06 * wanted[valid].abs().max()

@@ -151,6 +151,11 @@ def test_performer_refuses_a_window_by_the_name_of_the_layer(spec):
         ch.hf.patch(build("mistral-window"), spec)
 
 
+@pytest.fixture(autouse=True)
+def _kinds():
+    masks.learn_kinds()
+
+
 # ---- the mask function ----------------------------------------------------------------------------------------------
 
 
@@ -181,6 +186,13 @@ def test_padding_with_holes_hides_the_holes():
     own = model(ids, attention_mask=padding).logits[padding.bool()]
     ch.hf.patch(model, "softmax")
     assert (model(ids, attention_mask=padding).logits[padding.bool()] - own).abs().max() < 1e-10
+
+
+def test_transformers_composes_intersections_under_the_name_that_graphs_look_for():
+    from transformers import masking_utils as made
+
+    assert made.and_masks(made.causal_mask_function).__name__ == masks._INTERSECTION
+    assert made.or_masks(made.causal_mask_function).__name__ != masks._INTERSECTION
 
 
 def test_a_function_that_is_not_known_becomes_the_dense_mask_of_transformers():

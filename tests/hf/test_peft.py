@@ -11,8 +11,7 @@ import torch
 import clearhead as ch
 from clearhead.errors import UserError
 from clearhead.hf.temperatures import NAME, temperature_parameters
-from tests.anatomy.hf_models import build
-from tests.hf.patched import SPEC, ids, in_chunks, louder
+from tests.hf.patched import SPEC, build, ids, in_chunks, louder
 
 pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

@@ -10,7 +10,8 @@ import torch.nn as nn
 
 from clearhead.errors import UserError
 from clearhead.hf.projections import Projections, projections_of
-from tests.anatomy.hf_models import batch_for, build
+from tests.anatomy.hf_models import batch_for
+from tests.hf.patched import build
 
 pytest.importorskip("transformers")
 
@@ -101,6 +102,19 @@ def test_fused_by_head_where_the_model_splits_by_itself(name: str) -> None:
         if ours.shape[1] != theirs.shape[1]:  # Falcon repeats its keys and values for the queries of a group
             ours = ours.repeat_interleave(theirs.shape[1] // ours.shape[1], dim=1)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_codegen_has_four_blocks_of_queries_values_and_keys() -> None:
+    import transformers
+
+    config = transformers.CodeGenConfig(vocab_size=97, n_positions=32, n_embd=64, n_layer=1, n_head=8, rotary_dim=4)
+    module = transformers.CodeGenForCausalLM(config).transformer.h[0].attn
+    one = projections_of(transformers.CodeGenForCausalLM(config), ["transformer.h.0.attn"])["transformer.h.0.attn"]
+    fused = torch.randn(2, 5, 192)
+    split = fused.reshape(2, 5, 4, -1).split(16, dim=-1)  # as CodeGenAttention.forward takes it apart
+    for where, theirs in zip((one.query, one.value, one.key), split, strict=True):
+        theirs = module._split_heads(theirs, 8, 8, mp_num=4)
+        assert torch.equal(where.read(fused).unflatten(-1, (8, 8)), theirs)
 
 
 def test_what_cannot_be_found_is_refused_by_name() -> None:

@@ -16,8 +16,8 @@ import clearhead as ch
 from clearhead.errors import UserError
 from clearhead.hf.store import FILE, MARKER
 from clearhead.hf.temperatures import NAME, TemperatureOptions, temperature_parameters
-from tests.anatomy.hf_models import batch_for, build
-from tests.hf.patched import SPEC, ids, louder, selective, stir
+from tests.anatomy.hf_models import batch_for
+from tests.hf.patched import SPEC, build, ids, louder, selective, stir
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,8 +14,8 @@ from clearhead.errors import UserError
 from clearhead.hf import temperatures
 from clearhead.hf.options import TemperatureOptions
 from clearhead.hf.temperatures import NAME, freeze_all_but_temperatures, temperature_parameters
-from tests.anatomy.hf_models import batch_for, build
-from tests.hf.patched import SPEC, ids, in_chunks, louder, selective, stir
+from tests.anatomy.hf_models import batch_for
+from tests.hf.patched import SPEC, build, ids, in_chunks, louder, selective, stir
 
 pytest.importorskip("transformers")
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -143,7 +142,7 @@ def mask_function(
     skip = keywords.get("allow_is_causal_skip" if causal_builder else "allow_is_bidirectional_skip", True)
     packed = terms is not None and any(isinstance(term, Segments) for term in terms)
     wanted_dense = not skip and not packed and q_length > 1  # the model goes on to compute with it
-    offset = _offset(q_offset, kv_offset)
+    offset = _offset(q_offset, kv_offset, device)
     padding = Mask() if valid is None else hide_keys(valid)
     if terms is not None:
         made = Mask(terms, offset) & padding
@@ -171,12 +170,13 @@ def mask_function(
     return visible.dense() if wanted_dense else visible
 
 
-def _offset(q_offset: int | Tensor, kv_offset: int) -> int | Tensor:
-    if not isinstance(q_offset, Tensor):
-        return q_offset - kv_offset
-    if torch.compiler.is_compiling():
+def _offset(q_offset: int | Tensor, kv_offset: int, device: torch.device) -> int | Tensor:
+    if not torch.compiler.is_compiling():
+        return int(q_offset) - kv_offset
+    if isinstance(q_offset, Tensor):
         return (q_offset - kv_offset).reshape(1)
-    return int(q_offset) - kv_offset
+    # A number that changes from call to call is a symbol in a graph, which operators cannot take as text.
+    return 0 if q_offset == kv_offset else torch.full((1,), q_offset - kv_offset, device=device)
 
 
 def _columns(padding: Tensor | None, m: int, kv_offset: int) -> Tensor | None:
@@ -210,11 +210,20 @@ def hide_keys(valid_bm: Tensor) -> Mask:
 # ---- transformers' composed functions -------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _codes() -> dict[Any, str]:
-    """The code of each function that transformers composes masks of, by its maker's name."""
+_KINDS: dict[Any, str] = {}
+"""What the functions are that transformers composes masks of, by their code."""
+
+
+_INTERSECTION = "and_mask"
+"""What transformers calls a composed function; a compiled graph can read no more of it."""
+
+
+def learn_kinds() -> None:
+    """Fill the table of functions: once, before the first mask."""
     from transformers import masking_utils as made
 
+    if _KINDS:
+        return
     some = torch.zeros(1, 1, dtype=torch.long)
     examples: dict[str, Any] = {
         "and": made.and_masks(made.causal_mask_function),
@@ -225,7 +234,7 @@ def _codes() -> dict[Any, str]:
     remap = getattr(made, "remap_positions_for_packed_sequence", None)
     if remap is not None:
         examples["positions in documents"] = remap(made.causal_mask_function, some)
-    return {function.__code__: name for name, function in examples.items()}
+    _KINDS.update({function.__code__: name for name, function in examples.items()})
 
 
 def _terms(function: Callable[..., Any]) -> tuple[Term, ...] | None:
@@ -260,7 +269,7 @@ def _parts(function: Callable[..., Any]) -> list[Term | int] | None:
         return [Causal()]
     if function is masking_utils.bidirectional_mask_function:
         return []
-    kind = _codes().get(getattr(function, "__code__", None))
+    kind = _KINDS.get(getattr(function, "__code__", None))
     if kind is None:
         return None
     code, closure = function.__code__, function.__closure__ or ()
@@ -285,7 +294,7 @@ def _parts(function: Callable[..., Any]) -> list[Term | int] | None:
 def _within_causal(dense: Tensor, offset: int | Tensor, function: Any, use_vmap: bool) -> bool:
     """Whether a dense mask of a causal model shows no future, so that patterns may treat the call as causal."""
     if torch.compiler.is_compiling():  # values cannot be read: an intersection with plain causality, or unknown
-        return not use_vmap and _codes().get(getattr(function, "__code__", None)) == "and"
+        return not use_vmap and function.__name__ == _INTERSECTION
     n, m = dense.shape[-2:]
     places = torch.arange(m, device=dense.device) - torch.arange(n, device=dense.device)[:, None]
     return not bool((dense & (places > offset)).any())

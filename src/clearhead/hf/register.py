@@ -84,9 +84,10 @@ def register(spec: AttentionSpec) -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     from clearhead.hf.function import make_function
-    from clearhead.hf.masks import mask_function
+    from clearhead.hf.masks import learn_kinds, mask_function
 
     name = name_of(spec)
+    learn_kinds()
     if name not in NAMES:
         AttentionInterface.register(name, make_function(spec))
         AttentionMaskInterface.register(name, mask_function)  # without it, masks are None and nothing says so

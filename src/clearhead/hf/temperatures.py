@@ -51,12 +51,13 @@ class Reading:
 
     query: Slice | None
     """The projection that is kept; None: the queries have no temperature that reads one."""
-    check: Slice | None
-    """Where the values lie in a fused answer: the first call compares them with what the function gets."""
+    fused: Slice | None
+    """Where the values lie in the same answer, if they do."""
     options: TemperatureOptions | None
     """None: learned temperatures."""
     values: tuple[int, int] = (0, 0)
     """Heads of the values, and their size, as f was made for them."""
+    checked: bool = False
 
 
 def install(
@@ -102,9 +103,9 @@ def _selective(
             on=options.on, granularity=options.granularity, parts=options.parts, slope=options.slope,
         )  # fmt: skip
         reads = "query" in options.on
-        check = found.value if found.query.fused else None
+        fused = found.value if found.query.fused and found.value.child == found.query.child else None
         values = (found.kv_heads, found.head_dim)
-        made[path] = (Reading(found.query if reads else None, check, options, values), temperatures)
+        made[path] = (Reading(found.query if reads else None, fused, options, values), temperatures)
     return made
 
 
@@ -163,20 +164,23 @@ def of(
     if options is None:
         return temperatures(query, None, None, Geometry(positions=one[0], mask=mask, visible=one))
     n, m = query.shape[2], key.shape[2]
-    q_bnp = None if reading.query is None else _kept(module, reading, query, value)
-    if "value" in options.on and (value.shape[1], value.shape[3]) != reading.values:
-        raise UserError(
-            f"attention gets values of {value.shape[1]} heads of {value.shape[3]}, expected {reading.values[0]} of "
-            f"{reading.values[1]} as their matrix makes them; use TemperatureOptions(on=('query',))"
-        )
-    v_bmp = value.transpose(1, 2).flatten(2)
+    answer = q_bnp = None
+    if reading.query is not None:
+        answer = _kept(module, reading.query.child)
+        q_bnp = reading.query.read(answer).reshape(query.shape[0], n, -1)
+    if not reading.checked and n == m and not torch.compiler.is_compiling():
+        _check(reading, answer, value)
+        module.__dict__[_READING] = replace(reading, checked=True)
+    v_bmp = _values(value, reading).transpose(1, 2).flatten(2) if "value" in options.on else None
     seen = own = one
     if options.position:
         seen = query_counts(spec, mask, query.shape[1], n, m, query.device)
         if "value" in options.on:
-            groups = value.shape[1]
-            own = value_counts(role, seen, mask, n, m, groups, windowed=windowed, dropped=dropped)
-    return temperatures(q_bnp, None, v_bmp, Geometry(positions=one[0], mask=mask, visible=seen, own=own))
+            own = value_counts(role, seen, mask, n, m, reading.values[0], windowed=windowed, dropped=dropped)
+    taus = temperatures(q_bnp, None, v_bmp, Geometry(positions=one[0], mask=mask, visible=seen, own=own))
+    if taus.value is None or value.shape[1] == reading.values[0]:
+        return taus
+    return replace(taus, value=taus.value.repeat_interleave(value.shape[1] // reading.values[0], dim=1))
 
 
 def _keep(module: nn.Module, args: tuple[Any, ...], answer: Tensor) -> None:
@@ -200,23 +204,40 @@ def _remove(hooks: dict[int, Any], function: Any) -> None:
         del hooks[number]
 
 
-def _kept(module: nn.Module, reading: Reading, query: Tensor, value: Tensor) -> Tensor:
-    assert reading.query is not None
-    answer = module.get_submodule(reading.query.child).__dict__.pop(_KEPT, None)
+def _kept(module: nn.Module, child: str) -> Tensor:
+    answer = module.get_submodule(child).__dict__.pop(_KEPT, None)
     if answer is None:
         raise UserError(
-            f"its query projection {reading.query.child!r} did not run before the attention function; "
-            f"selective temperatures cannot be read from this model"
+            f"its query projection {child!r} did not run before the attention function; selective temperatures cannot "
+            f"be read from this model"
         )
-    if reading.check is not None and query.shape[2] == value.shape[2] and not torch.compiler.is_compiling():
-        values = reading.check.read(answer).reshape(value.shape[0], value.shape[2], -1)
-        if not torch.allclose(values.float(), value.transpose(1, 2).flatten(2).float(), rtol=1e-3, atol=1e-4):
+    return answer
+
+
+def _check(reading: Reading, answer: Tensor | None, value: Tensor) -> None:
+    """Once, in the probing forward: that slices of a fused answer, and repeated values, are what they are taken for."""
+    own = _values(value, reading)
+    each = value.shape[1] // own.shape[1]
+    if each > 1 and not torch.equal(own.repeat_interleave(each, dim=1), value):
+        raise UserError(f"attention gets {value.shape[1]} heads of values that are not {own.shape[1]} repeated ones")
+    if reading.fused is not None and answer is not None:
+        read = reading.fused.read(answer).reshape(value.shape[0], value.shape[2], -1)
+        if not torch.allclose(read.float(), own.transpose(1, 2).flatten(2).float(), rtol=1e-3, atol=1e-4):
             raise UserError(
-                f"the slices of {reading.query.child!r} do not lie as expected (the values read from "
-                f"it are not the values that attention gets); selective temperatures cannot be read from this model"
+                "the slices of its fused projection do not lie as expected (the values read from it are not the values "
+                "that attention gets); selective temperatures cannot be read from this model"
             )
-        module.__dict__[_READING] = replace(reading, check=None)
-    return reading.query.read(answer).reshape(query.shape[0], query.shape[2], -1)
+
+
+def _values(value: Tensor, reading: Reading) -> Tensor:
+    """The values [b, g, m, d] as their matrix makes them: Falcon repeats them for the queries of a group."""
+    groups, head_dim = reading.values
+    if value.shape[1] % groups or value.shape[3] != head_dim:
+        raise UserError(
+            f"attention gets values of {value.shape[1]} heads of {value.shape[3]}, expected {groups} of {head_dim} as "
+            f"their matrix makes them; selective temperatures cannot be read from this model"
+        )
+    return value[:, :: value.shape[1] // groups]
 
 
 def temperature_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
