@@ -171,6 +171,9 @@ def _split(
             part(interleaved=(groups, each + 2, each)),
             part(interleaved=(groups, each + 2, each + 1)),
         )
+    if layout == "fours":
+        query, value, key = (part(interleaved=(4, 3, index)) for index in range(3))
+        return query, key, value
     narrow = (rows - wide) // 2
     return (
         part(rows=(0, wide)),

@@ -32,6 +32,8 @@ class HuggingFaceRules(Rules):
         """See `Rules`."""
         if self.family in INTERLEAVED:
             return "heads"
+        if self.family == "codegen":
+            return "fours"
         if self.family == "gpt_bigcode":
             return None if self.config.multi_query else "heads"
         if self.family == "falcon":

@@ -51,7 +51,7 @@ class Rules:
 
     def interleaved(self, holder: nn.Module, path: str) -> str | None:
         """How the rows of a fused QKV lie: None = queries, keys, values one after the other; "heads" = by head;
-        "groups" = by key/value head, its query heads first."""
+        "groups" = by key/value head, its query heads first; "fours" = four blocks of queries, values, keys."""
         return None
 
     def causal(self, holder: nn.Module, around: Iterable[nn.Module]) -> bool:
