@@ -102,7 +102,14 @@ def _list(asked: HfList) -> int:
     return 0
 
 
-STYLES = {"works": "green", "as own": "yellow", "refused": "dim", "fails": "bold red", "absent": "dim"}
+STYLES = {
+    "works": "green",
+    "mended": "green",
+    "as own": "yellow",
+    "refused": "dim",
+    "fails": "bold red",
+    "absent": "dim",
+}
 
 
 def _print(table: Table) -> None:
@@ -130,5 +137,5 @@ def _print(table: Table) -> None:
     console.print(shown)
     for reason, number in numbered.items():
         console.print(Text(f"({number}) {reason}"), soft_wrap=True)
-    counted = {status: table.count(status) for status in WORDS}  # type: ignore[arg-type]
+    counted = {status: table.count(status) for status in WORDS}
     console.print(", ".join(f"{number} {WORDS[status]}" for status, number in counted.items() if number))

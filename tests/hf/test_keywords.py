@@ -11,7 +11,7 @@ from clearhead.attention.spec import AttentionSpec
 from clearhead.errors import UserError
 from clearhead.hf import keywords, written
 from clearhead.hf.function import make_function
-from tests.hf.tools import SPARSE, answer, batch_of, build
+from tests.hf.tools import SPARSE, answer, batch_of, build, eager
 
 
 @pytest.mark.parametrize("side", ["none", "left", "right"])
@@ -21,7 +21,7 @@ def test_capped_scores_and_sinks_equal_the_models_own(name, side):
     float64 becomes -inf and a padded query NaN; so that model is compared in float32."""
     double = name != "gemma2"
     model, batch = build(name, double=double), batch_of(name, side, double=double)
-    model.set_attn_implementation("eager")
+    eager(model)
     own = answer(model, batch)
     report = ch.hf.patch(model, "softmax")
     assert ("softcap" if name == "gemma2" else "s_aux") in report.layers[0].keywords
@@ -160,7 +160,7 @@ def test_a_keyword_that_is_not_handled_is_refused_by_layer_and_the_model_put_bac
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5", "bart", "whisper", "vit", "gpt_oss"])
 def test_weights_that_are_asked_for_are_the_real_ones(name):
     model, batch = build(name), batch_of(name, "right" if name in ("llama", "bert") else "none")
-    model.set_attn_implementation("eager")
+    eager(model)
     own = model(**batch, output_attentions=True)
     ch.hf.patch(model, "softmax")
     mine = model(**batch, output_attentions=True)

@@ -10,6 +10,7 @@ import torch.nn as nn
 
 from clearhead.errors import UserError
 from clearhead.hf.projections import Projections, projections_of
+from clearhead.hf.register import set_everywhere
 from tests.anatomy.hf_models import batch_for
 from tests.hf.patched import build
 
@@ -41,7 +42,7 @@ def record(model: Any, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     recorder = Recorder()
     AttentionInterface.register("clearhead_test_recorder", recorder)
     AttentionMaskInterface.register("clearhead_test_recorder", sdpa_mask)
-    model.set_attn_implementation("clearhead_test_recorder")
+    set_everywhere(model, "clearhead_test_recorder")
     with torch.no_grad():
         model(**batch)
         paths = {module: path for path, module in model.named_modules()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -43,7 +42,7 @@ def test_every_file_of_the_table_is_tested_here() -> None:
     assert tested == REPLACED
 
 
-@pytest.mark.parametrize("name", (*DECODERS, *OTHERS))
+@pytest.mark.parametrize("name", [*DECODERS, *OTHERS])
 def test_outputs_are_the_models_own_and_unpatch_gives_back_its_classes(name: str) -> None:
     entry = ENTRIES[name]
     model = zoo.build(entry)
@@ -64,7 +63,7 @@ def test_outputs_are_the_models_own_and_unpatch_gives_back_its_classes(name: str
     assert not any("clearhead" in key for module in model.modules() for key in vars(module))
 
 
-@pytest.mark.parametrize("name", (*DECODERS, *OTHERS))
+@pytest.mark.parametrize("name", [*DECODERS, *OTHERS])
 def test_gradients_are_the_models_own(name: str) -> None:
     entry = ENTRIES[name]
     own, ours = both(name)
@@ -81,7 +80,8 @@ def test_gradients_are_the_models_own(name: str) -> None:
             continue
         assert mine.grad is not None, path
         scale = max(1.0, float(theirs.grad.abs().max()))
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=2e-5 * scale, msg=lambda text: f"{path}: {text}")
+        apart = float((mine.grad - theirs.grad).abs().max())
+        assert apart <= 2e-5 * scale, f"{path}: {apart} at a gradient of {scale}"
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -153,7 +153,7 @@ def test_slopes_of_a_head_count_that_is_no_power_of_two(name: str) -> None:
 def test_a_static_cache_is_not_longer_than_what_it_holds(name: str) -> None:
     from transformers import StaticCache
 
-    own, ours = both(name)
+    _, ours = both(name)
     ids = zoo.inputs(name)["input_ids"]
     for spec in ("softmax", "softmax+window:8"):
         if spec != "softmax":
@@ -216,8 +216,8 @@ def test_two_models_patched_with_different_specs_do_not_meet() -> None:
 def test_a_forward_with_hooks_on_a_swapped_module_still_calls_them() -> None:
     model = zoo.build("gptj")
     seen: list[Tensor] = []
-    note: Callable[..., None] = lambda module, given, got: seen.append(got[0])  # noqa: E731
-    model.get_submodule("transformer.h.0.attn").register_forward_hook(note)
+    attention = model.get_submodule("transformer.h.0.attn")
+    attention.register_forward_hook(lambda module, given, got: seen.append(got[0]))
     hf.patch(model, "laser")
     seen.clear()
     with torch.no_grad():

@@ -14,6 +14,7 @@ import torch
 
 import clearhead as ch
 from clearhead.errors import UserError
+from clearhead.hf import checks, zoo
 from clearhead.hf.store import FILE, MARKER
 from clearhead.hf.temperatures import NAME, TemperatureOptions, temperature_parameters
 from tests.anatomy.hf_models import batch_for
@@ -57,6 +58,21 @@ def test_specs_without_selective_temperatures(spec: str, tmp_path: Path) -> None
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert torch.equal(logits(ch.hf.load(tmp_path), "llama"), want)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", sorted(zoo.ENTRIES))
+def test_every_architecture_that_takes_temperatures_comes_back(name: str, tmp_path: Path) -> None:
+    try:
+        model, batch = zoo.build(name), zoo.inputs(name)
+        ch.hf.patch(model, SPEC, probe=batch)
+    except UserError as refused:
+        pytest.skip(str(refused))
+    stir(model)
+    model.save_pretrained(tmp_path)
+    again = ch.hf.load(tmp_path, probe=batch).eval()
+    with torch.no_grad():
+        assert torch.equal(checks.outputs(again, batch), checks.outputs(model, batch))
 
 
 def test_in_a_fresh_process(tmp_path: Path) -> None:

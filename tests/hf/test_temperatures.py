@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -322,15 +325,27 @@ def test_unpatched_is_as_it_was(name: str) -> None:
     assert [(len(m._forward_hooks), len(m._forward_pre_hooks), set(m.__dict__)) for m in model.modules()] == hooks
 
 
-def test_a_deep_copy_has_its_own() -> None:
+def pickled(model: Any) -> Any:
+    held = io.BytesIO()
+    torch.save(model, held)
+    held.seek(0)
+    return torch.load(held, weights_only=False)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, pickled])
+def test_a_copy_has_its_own(again: Callable[[Any], Any], tmp_path: Path) -> None:
     model, tokens = selective("gpt2"), ids(1, 8)
-    twin = copy.deepcopy(model)
+    twin = again(model)
     with torch.no_grad():
         want = model(tokens).logits
         for parameter in temperature_parameters(model).values():
             parameter.zero_()
         assert torch.equal(twin(tokens).logits, want)
         assert (model(tokens).logits - want).abs().max() > 1e-3
+        twin.save_pretrained(tmp_path)
+        assert torch.equal(ch.hf.load(tmp_path, dtype=torch.float64)(tokens).logits, want)
+        ch.hf.unpatch(model)
+        assert torch.equal(twin(tokens).logits, want)
 
 
 # ---- wrong use ------------------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def cached_decode(model: nn.Module, entry: Entry) -> str | None:
     if entry.kind not in ("decoder", "seq2seq"):
         return None
     name = "input_ids" if entry.kind == "decoder" else "decoder_input_ids"
-    sides = ("none", "left") if "left" in zoo.paddings(entry) else ("none",)
+    sides: tuple[zoo.Padding, ...] = ("none", "left") if "left" in zoo.paddings(entry) else ("none",)
     for side in sides:
         batch: dict[str, Any] = dict(zoo.inputs(entry, side))
         with torch.no_grad():

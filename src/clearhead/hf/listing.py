@@ -32,14 +32,16 @@ SPECS = (
     "performer:features=16",
 )
 """The columns: each choice of the algebra once, sized so that patterns hide something of the zoo's 40 tokens."""
-Status = Literal["works", "as own", "refused", "fails", "absent"]
+Status = Literal["works", "mended", "as own", "refused", "fails", "absent"]
+EQUALS = "equals its own attention"
 
 
 @dataclass(frozen=True)
 class Cell:
     """What happened to one architecture under one spec.
 
-    "works": every check passed. "as own": some failed, and the same fail with the model's own attention. "refused": the
+    "works": every check passed. "mended": every check passed but for equality with the model's own attention, which
+    itself fails one of them. "as own": some failed, and the same fail with the model's own attention. "refused": the
     patch said no, and why. "fails": a check failed that the model's own attention passes, or a crash. "absent": the
     installed transformers has no such architecture.
     """
@@ -76,7 +78,8 @@ def try_cell(entry: Entry, spec: str) -> Cell:
     try:
         report = hf.patch(model, spec, probe=zoo.inputs(entry))
     except UserError as error:
-        return Cell(entry.name, spec, "refused", " ".join(str(error).split()))
+        crashed = error.__cause__ is not None and str(error).startswith("the probing forward")
+        return Cell(entry.name, spec, "fails" if crashed else "refused", " ".join(str(error).split()))
     except Exception as error:
         return Cell(entry.name, spec, "fails", _crash("patch", error))
     passed: list[str] = []
@@ -93,6 +96,9 @@ def try_cell(entry: Entry, spec: str) -> Cell:
             own.append(f"{name}: {problem} (its own attention fails this check as well)")
         else:
             bad.append(f"{name}: {problem}")
+    if len(bad) == 1 and bad[0].startswith(EQUALS) and (broken := _own_problem(entry)):
+        reason = f"unlike its own attention, which fails a check: {broken}"
+        return Cell(entry.name, spec, "mended", reason, tuple(passed))
     status: Status = "fails" if bad else "as own" if own else "works"
     return Cell(entry.name, spec, status, "; ".join(bad + own), tuple(passed))
 
@@ -106,7 +112,7 @@ def _checks(
     parsed = AttentionSpec.parse(spec)
     yield "every layer called", lambda: checks.every_layer_called(report, entry)
     if AttentionSpec(weights=parsed.weights, read=parsed.read, pattern=parsed.pattern) == AttentionSpec():
-        yield "equals its own attention", lambda: checks.equals_own(model, entry, before)
+        yield EQUALS, lambda: checks.equals_own(model, entry, before)
     checks.stir_added(model, before)
     for name, check in checks.BEHAVIOUR.items():
         yield name, lambda check=check: check(model, entry)  # type: ignore[misc]
@@ -123,18 +129,26 @@ def _crash(where: str, error: Exception) -> str:
     return f"{where} raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-_OWN: dict[tuple[str, str], bool] = {}
+_OWN: dict[tuple[str, str], str | None] = {}
 
 
-def _fails_unpatched(entry: Entry, name: str) -> bool:
+def _fails_unpatched(entry: Entry, name: str) -> str | None:
+    """The problem that the model has with this check as it is."""
     from clearhead.hf import checks
 
     if (entry.name, name) not in _OWN:
         try:
-            _OWN[entry.name, name] = checks.BEHAVIOUR[name](zoo.build(entry), entry) is not None
-        except Exception:
-            _OWN[entry.name, name] = True
+            _OWN[entry.name, name] = checks.BEHAVIOUR[name](zoo.build(entry), entry)
+        except Exception as error:
+            _OWN[entry.name, name] = _crash(name, error)
     return _OWN[entry.name, name]
+
+
+def _own_problem(entry: Entry) -> str | None:
+    from clearhead.hf import checks
+
+    found = ((name, _fails_unpatched(entry, name)) for name in checks.BEHAVIOUR)
+    return next((f"{name}: {problem}" for name, problem in found if problem), None)
 
 
 # ---- a table, kept as it grows ----
@@ -210,7 +224,14 @@ def _write(path: Path, table: Table) -> None:
 
 # ---- Markdown ----
 
-WORDS: dict[Status, str] = {"works": "works", "as own": "as own", "refused": "refused", "fails": "FAILS", "absent": "-"}
+WORDS: dict[Status, str] = {
+    "works": "works",
+    "mended": "mended",
+    "as own": "as own",
+    "refused": "refused",
+    "fails": "FAILS",
+    "absent": "-",
+}
 
 
 def notes(table: Table) -> dict[str, int]:
@@ -238,14 +259,15 @@ def markdown(table: Table, command: str = "clearhead hf list --markdown docs/hf-
         f"{date.today().isoformat()}: a tiny random model of each architecture is built from a config, patched with "
         "`clearhead.hf.patch`, checked and unpatched. Nothing here is written by hand.",
         "",
-        f"**works** ({table.count('works')} cells of {len(table.cells)}): every layer of attention called the patch; an "
-        "edit at padding tokens, left or right, changes nothing at real ones, and a sequence padded on the right gives "
-        "what it gives alone; an edit of later tokens changes nothing before (decoders); decoding through the cache, "
-        "token by token and in a chunk, equals the full forward (decoders); every projection of attention gets a "
-        "finite gradient; under softmax, and under a temperature at its start, outputs equal the model's own; `unpatch` "
-        "gives back the outputs bit by bit. Tolerance 1e-5 in float32. A temperature is moved from its start before the "
-        "other checks. **as own**: a check fails that the model's own attention fails too. **refused**: `patch` raises, "
-        "with the reason below. **FAILS**: a bug.",
+        f"**works** ({table.count('works')} cells of {len(table.cells)}): every layer of attention called the patch; "
+        "an edit at padding tokens, left or right, changes nothing at real ones, and a sequence padded on the right "
+        "gives what it gives alone; an edit of later tokens changes nothing before (decoders); decoding through the "
+        "cache, token by token and in a chunk, equals the full forward (decoders); every projection of attention gets "
+        "a finite gradient; under softmax, and under a temperature at its start, outputs equal the model's own; "
+        "`unpatch` gives back the outputs bit by bit. Tolerance 1e-5 in float32. A temperature is moved from its start "
+        "before the other checks. **mended**: all but equality, for the model's own attention fails a check that the "
+        "patched one passes. **as own**: a check fails that the model's own attention fails too. **refused**: `patch` "
+        "raises, with the reason below. **FAILS**: a bug.",
         "",
     ]
     for kind in dict.fromkeys(ENTRIES[name].kind for name in architectures):

@@ -109,7 +109,7 @@ def configs(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _nested(config: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    if config is None or id(config) in seen:
+    if id(config) in seen or not hasattr(config, "_attn_implementation_internal"):
         return
     seen.add(id(config))
     yield path, config
@@ -123,7 +123,11 @@ def read_back(model: nn.Module) -> dict[str, Any]:
 
 
 def set_everywhere(model: Any, name: str) -> None:
-    """Set the attention on the model and its sub-models."""
+    """Set the attention on the model and its sub-models.
+
+    `set_attn_implementation` of older versions passes over a sub-model whose config is a copy of the model's (T5's
+    encoder and decoder in 5.17), so every config of a class that takes an attention is set here once more.
+    """
     import transformers
 
     from clearhead.hf.replace.swap import tell
@@ -132,6 +136,9 @@ def set_everywhere(model: Any, name: str) -> None:
     transformers.logging.set_verbosity_error()  # what it would warn of, the probe turns into an error
     try:
         model.set_attn_implementation(name)
+        for module in model.modules():
+            if isinstance(module, transformers.PreTrainedModel) and module._can_set_attn_implementation():
+                module.config._attn_implementation_internal = name
         tell(model, name)
     finally:
         transformers.logging.set_verbosity(level)

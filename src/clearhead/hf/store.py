@@ -16,10 +16,10 @@ the probe that checks every layer under the transformers that is installed now.
 from __future__ import annotations
 
 import json
-import types
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def remember(
     )
     _mark(model, spec)
     model.__dict__["_clearhead_record"] = record
-    model.__dict__["save_pretrained"] = types.MethodType(_save_pretrained, model)
+    model.__dict__["save_pretrained"] = partial(_save_pretrained, model)  # a bound method would not pickle
 
 
 def forget(model: nn.Module) -> None:
@@ -86,13 +86,20 @@ def forget(model: nn.Module) -> None:
         delattr(model, name)
 
 
-def load(folder: str | Path, *, model_class: type | None = None, **keywords: Any) -> Any:
+def load(
+    folder: str | Path,
+    *,
+    model_class: type | None = None,
+    probe: Mapping[str, Any] | None = None,
+    **keywords: Any,
+) -> Any:
     """The patched model in `folder`, as `model.save_pretrained(folder)` left it.
 
     Args:
         folder: holds `config.json`, weights and `clearhead.json`.
         model_class: the class to load; None = the one that was saved. A class that transformers does not have must be
             given.
+        probe: inputs for the probing forward, as `patch` takes them.
         keywords: for `from_pretrained` (dtype, device_map, ...).
 
     Raises `UserError`, one line, when the folder was not saved from a patched model, when its temperatures are not
@@ -112,7 +119,7 @@ def load(folder: str | Path, *, model_class: type | None = None, **keywords: Any
     held = {name: p.detach() for name, p in _temperatures_of(model).items()}
     temperatures.remove(model)
     forget(model)
-    patch(model, record.spec, temperature=record.options)
+    patch(model, record.spec, temperature=record.options, probe=probe)
     places = _temperatures_of(model)
     if places.keys() != held.keys():
         odd = sorted(places.keys() ^ held.keys())[0]

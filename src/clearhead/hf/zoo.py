@@ -33,9 +33,7 @@ def transformers_or_error() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UserError(
-            f"this needs transformers, which is not here ({error}); pip install 'clearhead[hf]'"
-        ) from None
+        raise UserError(f"this needs transformers, which is not here ({error}); pip install 'clearhead[hf]'") from None
     return transformers
 
 

@@ -230,8 +230,9 @@ def _make() -> list[Entry]:
     encoder("albert", "Albert", _BERT | {"embedding_size": 16}, count=1)  # two layers share one module
     encoder("electra", "Electra", _BERT | {"embedding_size": 16}, "ElectraForPreTraining")
     encoder("mpnet", "MPNet", _BERT)
-    encoder("modernbert", "ModernBert", _BERT | {"local_attention": 8, "global_attn_every_n_layers": 2, "pad_token_id": 0,
-                                                 "cls_token_id": 1, "sep_token_id": 2})  # fmt: skip
+    encoder("modernbert", "ModernBert", _BERT | {
+        "local_attention": 8, "global_attn_every_n_layers": 2, "pad_token_id": 0, "cls_token_id": 1,
+        "sep_token_id": 2})  # fmt: skip
     encoder("esm", "Esm", _BERT | {"pad_token_id": 1, "mask_token_id": 2, "position_embedding_type": "rotary"})
     encoder("roformer", "RoFormer", _BERT | {"embedding_size": WIDTH})
     encoder("megatron-bert", "MegatronBert", _BERT)
@@ -243,8 +244,9 @@ def _make() -> list[Entry]:
     encoder("big_bird", "BigBird", _BIG_BIRD)
     encoder("big_bird-full", "BigBird", _BIG_BIRD | {"attention_type": "original_full"})
     encoder("longformer", "Longformer", _BERT | {"attention_window": 8})
-    encoder("funnel", "Funnel", {"vocab_size": VOCABULARY, "d_model": WIDTH, "n_head": HEADS, "d_head": HEAD_DIM,
-                                 "d_inner": HIDDEN, "block_sizes": [1, 1], "num_decoder_layers": 1}, count=3)  # fmt: skip
+    encoder("funnel", "Funnel", {
+        "vocab_size": VOCABULARY, "d_model": WIDTH, "n_head": HEADS, "d_head": HEAD_DIM, "d_inner": HIDDEN,
+        "block_sizes": [1, 1], "num_decoder_layers": 1}, count=3)  # fmt: skip
 
     # -- encoder-decoders ---------------------------------------------------------------------------------------------
     seq2seq("t5", "T5", _T5)
@@ -257,7 +259,8 @@ def _make() -> list[Entry]:
     seq2seq("m2m_100", "M2M100", _SEQ2SEQ)
     seq2seq("blenderbot", "Blenderbot", _SEQ2SEQ)
     seq2seq("led", "LED", {name: v for name, v in _SEQ2SEQ.items() if name != "max_position_embeddings"} | {
-        "attention_window": 8, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64})  # fmt: skip
+        "attention_window": 8, "max_encoder_position_embeddings": 64,
+        "max_decoder_position_embeddings": 64})  # fmt: skip
     seq2seq("whisper", "Whisper", _WHISPER)
 
     # -- images -----------------------------------------------------------------------------------------------------

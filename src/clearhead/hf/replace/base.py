@@ -50,19 +50,21 @@ class KeepsForward(Interface):
     def forward(self, *inputs: Any, output_attentions: bool | None = False, **keywords: Any) -> Any:
         """As the original's."""
         self.clearhead_weights = bool(output_attentions)
-        return super().forward(*inputs, output_attentions=output_attentions, **keywords)  # type: ignore[misc]
+        return super().forward(*inputs, output_attentions=output_attentions, **keywords)
 
 
-def causal_too(mask: Any) -> Any:
-    """Causality on a mask of keys, for a model whose attention adds it by itself."""
+def causal_too(mask: Any, n: int, m: int) -> Any:
+    """Causality on a mask of keys, for a model whose attention adds it itself: n queries behind m - n earlier keys."""
     from clearhead.hf.masks import VisibleKeys
 
     if isinstance(mask, VisibleKeys):
-        return replace(mask, mask=Mask((Causal(), *mask.mask.terms), mask.mask.offset))
+        if mask.shape[3] != m and not mask.mask.terms:  # it hides nothing and was made without a look at the cache
+            return None
+        return replace(mask, mask=Mask((Causal(), *mask.mask.terms), m - n), shape=(*mask.shape[:2], n, m))
     seen = visible(mask)
     if seen is None:
         return None
-    return seen & torch.ones(seen.shape[-2:], dtype=torch.bool, device=seen.device).tril(seen.shape[-1] - seen.shape[-2])
+    return seen & torch.ones(n, m, dtype=torch.bool, device=seen.device).tril(m - n)
 
 
 def weights_if(asked: Any) -> dict[str, bool]:

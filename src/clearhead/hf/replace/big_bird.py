@@ -33,7 +33,7 @@ class ClearheadBigBirdSelfAttention(_BigBird, BigBirdSelfAttention):
     """`BigBirdSelfAttention` with the patched attention."""
 
 
-class ClearheadBigBirdBlockSparseAttention(_BigBird, BigBirdBlockSparseAttention):
+class ClearheadBigBirdBlockSparseAttention(_BigBird, BigBirdBlockSparseAttention):  # type: ignore[misc]
     """`BigBirdBlockSparseAttention`, called as the full one is, with the patched attention's blocks."""
 
     class _NoDropout:
@@ -59,8 +59,8 @@ def refuse(model: nn.Module, spec: AttentionSpec) -> None:
         if isinstance(module, BigBirdBlockSparseAttention) and not isinstance(spec.pattern, BigBird):
             own = BigBird(block_size=module.block_size, random_blocks=module.num_random_blocks)
             raise UserError(
-                f"big_bird: this model's attention is block-sparse, and {str(spec)!r} sees other keys; take a spec with "
-                f"the pattern {own} (the model's own sizes), or load it with attention_type='original_full'"
+                f"big_bird: this model's attention is block-sparse, and {str(spec)!r} sees other keys; take a spec "
+                f"with the pattern {own} (the model's own sizes), or load it with attention_type='original_full'"
             )
 
 

@@ -24,7 +24,7 @@ class ClearheadFalconAttention(Interface, FalconAttention):
         position_embeddings: tuple[Tensor, Tensor] | None = None, **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """See `FalconAttention`."""
-        q, k, v = (part.transpose(1, 2) for part in self._split_heads(self.query_key_value(hidden_states)))
+        q, k, v = (part.transpose(1, 2) for part in self._apart(self.query_key_value(hidden_states)))
         keywords: dict[str, Any] = weights_if(output_attentions)
         if alibi is None:
             assert position_embeddings is not None
@@ -43,6 +43,14 @@ class ClearheadFalconAttention(Interface, FalconAttention):
             dropout=0.0 if alibi is None else self.attention_dropout.p, **keywords,
         )  # fmt: skip
         return self.dense(out_bnhd.flatten(2)), weights
+
+    def _apart(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [b, n, h, d], keys and values [b, n, g, d]: the original repeats grouped ones, here they stay g."""
+        if not self.new_decoder_architecture:
+            q, k, v = self._split_heads(fused)
+            return q, k, v
+        groups = fused.unflatten(-1, (self.num_kv_heads, -1, self.head_dim))
+        return groups[..., :-2, :].flatten(2, 3), groups[..., -2, :], groups[..., -1, :]
 
 
 CLASSES: dict[str, type[nn.Module]] = {

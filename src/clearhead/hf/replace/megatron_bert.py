@@ -17,11 +17,9 @@ class ClearheadMegatronBertSelfAttention(BertLike, MegatronBertSelfAttention):
     def forward(
         self, hidden_states: Tensor, attention_mask: Any = None, encoder_hidden_states: Tensor | None = None,
         past_key_values: Any = None, output_attentions: bool | None = False, **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """See `MegatronBertSelfAttention`."""
-        return self.attention(
-            hidden_states, attention_mask, encoder_hidden_states, past_key_values, output_attentions
-        )
+        return self.attention(hidden_states, attention_mask, encoder_hidden_states, past_key_values, output_attentions)
 
 
 CLASSES: dict[str, type[nn.Module]] = {"MegatronBertSelfAttention": ClearheadMegatronBertSelfAttention}

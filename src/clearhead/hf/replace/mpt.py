@@ -32,13 +32,11 @@ class ClearheadMptAttention(Interface, MptAttention):
         q, k, v = (heads(part, self.head_dim) for part in mixed.chunk(3, dim=2))
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
-        biased = {}
+        keywords: dict[str, Any] = {"scaling": self.softmax_scale, "dropout": self.attn_dropout_p}
         if position_bias is not None:
             slopes = position_bias[:, 0, -1] - position_bias[:, 0, -2]
-            biased["position_bias"] = ALiBi(slopes.to(q.dtype))
-        out_bnhd, weights = self.interface(
-            q, k, v, attention_mask, scaling=self.softmax_scale, dropout=self.attn_dropout_p, **biased
-        )
+            keywords["position_bias"] = ALiBi(slopes.to(q.dtype))
+        out_bnhd, weights = self.interface(q, k, v, attention_mask, **keywords)
         return self.out_proj(out_bnhd.flatten(2)), weights
 
 

@@ -19,7 +19,7 @@ class ClearheadRoFormerSelfAttention(BertLike, RoFormerSelfAttention):
         if positions is None:
             return q, k, v
         if self.rotary_value:
-            return tuple(self.apply_rotary_position_embeddings(positions, q, k, v))  # type: ignore[return-value]
+            return tuple(self.apply_rotary_position_embeddings(positions, q, k, v))
         q, k = self.apply_rotary_position_embeddings(positions, q, k)
         return q, k, v
 

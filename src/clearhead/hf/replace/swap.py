@@ -61,7 +61,7 @@ def install(model: nn.Module, found: Mapping[str, type[nn.Module]]) -> None:
         undo.append((owner, attribute, getattr(owner, attribute, None)))
         setattr(owner, attribute, value)
 
-    folders = {}
+    folders: dict[str, None] = {}
     for name, stand_in in found.items():
         module = model.get_submodule(name)
         folders[_folder(module)] = None

@@ -7,6 +7,7 @@ original's -200 on the scores, is visibility.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -24,7 +25,7 @@ class ClearheadSwinv2SelfAttention(Interface, Swinv2SelfAttention):
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions: bool | None = False
-    ) -> tuple[Tensor, ...]:
+    ) -> Any:
         """See `Swinv2SelfAttention`; `attention_mask` is [windows of an image, n, n], 0 or -100."""
         dim = self.attention_head_size
         q, k, v = (heads(project(hidden_states), dim) for project in (self.query, self.key, self.value))
@@ -42,7 +43,8 @@ class ClearheadSwinv2SelfAttention(Interface, Swinv2SelfAttention):
 
     def _bias(self) -> Tensor:
         """[1, h, n, n], between 0 and 16."""
-        n = self.window_size[0] * self.window_size[1]
+        high, wide = self.window_size
+        n = high * wide
         by_offset = self.continuous_position_bias_mlp(self.relative_coords_table).view(-1, self.num_attention_heads)
         values = by_offset[self.relative_position_index.view(-1)].view(n, n, -1)
         return 16 * torch.sigmoid(values.permute(2, 0, 1)).unsqueeze(0)

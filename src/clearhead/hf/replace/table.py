@@ -25,12 +25,12 @@ REPLACED = frozenset(
 """Each has a file of its name in this folder."""
 
 _DISENTANGLED = (
-    "its scores add products of queries and keys with learned embeddings of their distance (disentangled attention), which "
-    "no bias that is known before the queries can stand for"
+    "its scores add products of queries and keys with learned embeddings of their distance (disentangled attention), "
+    "which no bias that is known before the queries can stand for"
 )
 _PIECES = (
-    "its attention cuts the sequence into overlapping windows beside global tokens that have projections of their own, so "
-    "a query has two kinds of scores"
+    "its attention cuts the sequence into overlapping windows beside global tokens that have projections of their own, "
+    "so a query has two kinds of scores"
 )
 REFUSED: dict[str, str] = {
     "deberta": _DISENTANGLED,

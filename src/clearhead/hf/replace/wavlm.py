@@ -1,9 +1,11 @@
-"""WavLM: a learned bias by relative position, gated by what stands at the query; the bias is used as the model makes it.
+"""WavLM: a learned bias by relative position, gated by what stands at the query; used as the model makes it.
 
 Only `torch_multi_head_self_attention` is replaced, which is handed to torch by the original.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch.nn as nn
 from torch import Tensor
@@ -19,7 +21,7 @@ class ClearheadWavLMAttention(Interface, WavLMAttention):
 
     def torch_multi_head_self_attention(
         self, hidden_states: Tensor, attention_mask: Tensor | None, gated_position_bias: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Any:
         """`attention_mask` is [b, m], 1 where there is sound; the bias [b * h, n, m]."""
         q, k, v = (heads(project(hidden_states), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         seen = None if attention_mask is None else attention_mask.eq(1)[:, None, None, :]

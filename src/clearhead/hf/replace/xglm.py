@@ -19,7 +19,7 @@ class ClearheadXGLMAttention(Interface, XGLMAttention):
         """Of the self attention; a cross attention says otherwise at its call."""
         return bool(self.is_decoder)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, hidden_states: Tensor, key_value_states: Tensor | None = None, past_key_values: Any = None,
         attention_mask: Any = None, **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
