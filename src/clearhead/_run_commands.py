@@ -389,7 +389,8 @@ def _filled(asked: Generate, tokenizer: Any, model: Any) -> str:
         ids += [mask_token(tokenizer)] * (index > 0) + tokenizer.encode(part).tolist()
     tokens_1t = torch.tensor([ids], device=next(model.parameters()).device)
     with torch.no_grad():
-        logits_1tV = model(tokens_1t)[..., : tokenizer.vocab_size - 1]  # neither a separator nor a mask
+        logits_1tV = model(tokens_1t)[..., : tokenizer.vocab_size].clone()  # no mask
+        logits_1tV[..., tokenizer.separator] = -torch.inf  # and no separator
     hidden_1t = tokens_1t == mask_token(tokenizer)
     filled = torch.where(hidden_1t, logits_1tV.argmax(dim=-1), tokens_1t)
     return str(tokenizer.decode(filled[0].cpu().numpy()))

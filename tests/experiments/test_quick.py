@@ -48,5 +48,21 @@ def test_the_quick_version_runs(name, tmp_path):
 
 
 @pytest.mark.full
+def test_the_quick_version_of_adopting_on_a_tiny_model(tmp_path):
+    pytest.importorskip("peft", reason="pip install 'clearhead[hf]'")
+    from tests.hf.tiny_lm import write_model, write_texts
+
+    text = write_texts(tmp_path / "text", documents=20)
+    model = write_model(tmp_path / "model", text)
+    out = tmp_path / "out"
+    page = run("adopt_pretrained", "--model", str(model), "--data", str(text), "--out", str(out))
+    assert page.count("| softmax |") == 2
+    results = json.loads((out / "results.json").read_text())
+    own = {row["attention"]: row["bits_per_byte"] for row in results["zero_shot"]}
+    assert own["softmax+selective"] == pytest.approx(own["softmax"], rel=1e-5)
+    assert {one["status"] for one in results["recovery"]} == {"finished"}
+
+
+@pytest.mark.full
 def test_a_few_points_of_the_moment_formulas():
     assert "relu" in run("moment_formulas", "--case", "relu", "--case", "linear")

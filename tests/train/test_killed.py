@@ -26,10 +26,10 @@ def start(run, config, mode):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def kill_after(process, run, step):
-    """SIGKILL the process as soon as metrics.jsonl shows `step` steps; return how many it shows then."""
+def kill_after(process, run, step, within=60):
+    """SIGKILL the process as soon as metrics.jsonl shows `step` steps, which it must in so many seconds."""
     metrics = run / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + within
     while True:
         done = metrics.read_text().count('"train"') if metrics.exists() else 0
         if done >= step:

@@ -170,7 +170,9 @@ def sentence_ends(tokenizer: Any) -> npt.NDArray[np.bool_]:
     if tokenizer is None:
         raise ValueError("sentence: expected the tokenizer, which says what stands in a token")
     ends_V = np.zeros(tokenizer.vocab_size, dtype=bool)
-    for token in range(tokenizer.vocab_size - 1):
+    for token in range(tokenizer.vocab_size):
+        if token == tokenizer.separator:
+            continue
         text = tokenizer.decode([token])
         ends_V[token] = text.rstrip().endswith((".", "?", "!")) or "\n\n" in text
     return ends_V
