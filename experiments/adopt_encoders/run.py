@@ -69,7 +69,7 @@ def transcripts(quick: bool) -> list[Any]:
 def images(quick: bool) -> list[Any]:
     """The vision transformer."""
     arms = (OWN, "laser") if quick else (OWN, "laser", "self_adjust", "softmax+selective")
-    return [digits.Job(arm, seed, 1 if quick else 15) for seed in range(1 if quick else 5) for arm in arms]
+    return [digits.Job(arm, seed, 1 if quick else 15) for seed in range(1 if quick else 3) for arm in arms]
 
 
 PARTS: dict[str, tuple[Callable[[bool], list[Any]], Callable[[Any], dict[str, Any]]]] = {
@@ -87,7 +87,7 @@ def one(job: tuple[str, Any]) -> dict[str, Any]:
     began = time.process_time()
     try:
         found = PARTS[part][1](what)
-    except (UserError, NotImplementedError) as error:
+    except UserError as error:
         if "clearhead data fetch" in str(error) or "apt-get" in str(error):
             raise
         found = {"refused": str(error)}
