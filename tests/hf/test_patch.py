@@ -204,3 +204,17 @@ def test_a_probe_of_ones_own():
     with pytest.raises(UserError, match="probe="):
         ch.hf.patch(model, "laser", probe={"pixel_values": torch.zeros(1, 3, 5, 5)})
     ch.hf.patch(model, "laser", probe=batch_of("vit"))
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "vit"])
+def test_another_attention_set_over_a_patch_is_an_error_not_a_lost_patch(name):
+    model, batch = build(name), batch_of(name)
+    own = answer(model, batch)
+    ch.hf.patch(model, "laser")
+    laser = answer(model, batch)
+    model.set_attn_implementation("eager")
+    with pytest.raises(UserError, match=r"set to 'eager' after it was patched with 'laser'"):
+        answer(model, batch)
+    ch.hf.unpatch(model)
+    assert torch.equal(answer(model, batch), own)
+    assert not torch.equal(laser, own)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn as nn
 
 from clearhead.anatomy.find import unwrap
@@ -17,6 +18,7 @@ from clearhead.hf.function import LAYER, Layer, refuse_empty
 from clearhead.hf.register import (
     STATE,
     PatchState,
+    configs,
     put_back,
     read_back,
     register,
@@ -79,6 +81,8 @@ def patch(
         _take_back(model, state)
         raise
     model.register_forward_hook(refuse_empty)
+    state.watched = tuple(c for _, c in configs(model) if c._attn_implementation_internal == state.name)
+    model.register_forward_pre_hook(refuse_another)
     total = sum(p.numel() for p in model.parameters())
     notes = [] if note is None else [note]
     if not isinstance(spec.pattern, Full) and any(layer.role == "cross" for layer in layers):
@@ -114,11 +118,24 @@ def _take_back(model: nn.Module, state: PatchState) -> None:
     temperatures.remove(model)
     store.forget(model)
     _unlabel(model, state)
-    for key, hook in list(model._forward_hooks.items()):
-        if hook is refuse_empty:
-            del model._forward_hooks[key]
+    for hooks, own in ((model._forward_hooks, refuse_empty), (model._forward_pre_hooks, refuse_another)):
+        for key in [key for key, hook in hooks.items() if hook is own]:
+            del hooks[key]
     if hasattr(model, STATE):
         delattr(model, STATE)
+
+
+def refuse_another(model: nn.Module, inputs: Any) -> None:
+    """A hook before the model's forward: whoever sets another attention over a patch is told, once and for all."""
+    state = model.__dict__.get(STATE)
+    if torch.compiler.is_compiling() or state is None:
+        return
+    for config in state.watched:
+        if config._attn_implementation_internal != state.name:
+            raise UserError(
+                f"the attention of {type(model).__name__} was set to {config._attn_implementation_internal!r} after it "
+                f"was patched with {state.spec!r}; call clearhead.hf.unpatch(model) first, then set it"
+            )
 
 
 def _check(model: nn.Module, transformers: Any) -> None:

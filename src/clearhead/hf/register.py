@@ -40,6 +40,8 @@ class PatchState:
     """What each config said before: by path, e.g. "" or "text_config"."""
     modules: tuple[str, ...] = ()
     """Paths of the modules that carry a `Layer`."""
+    watched: tuple[Any, ...] = ()
+    """The configs that name the patch; another attention set over it is an error at the next forward."""
     report: PatchReport | None = None
 
 
