@@ -86,22 +86,23 @@ def test_in_a_fresh_process_without_clearhead_and_with_it(tmp_path: Path) -> Non
         model.save_pretrained(tmp_path / spec)
         torch.save({"plain": plain, "patched": logits(model, "llama")}, tmp_path / f"{spec}.pt")
         assert "clearhead" not in (tmp_path / spec / "config.json").read_text()
+    torch.save(batch_for("llama"), tmp_path / "batch.pt")
     code = f"""
         import sys, torch, transformers
-        from tests.anatomy.hf_models import batch_for
         folder = {str(tmp_path)!r} + "/"
+        batch = torch.load(folder + "batch.pt", weights_only=True)
         want = {{spec: torch.load(folder + spec + ".pt", weights_only=True) for spec in ({SPEC!r}, "laser")}}
         with torch.no_grad():
             for spec in want:
                 load = transformers.AutoModelForCausalLM.from_pretrained
                 model, info = load(folder + spec, output_loading_info=True)
                 print(*sorted(info["unexpected_keys"]))
-                assert torch.equal(model(**batch_for("llama")).logits, want[spec]["plain"])
+                assert torch.equal(model(**batch).logits, want[spec]["plain"])
                 assert model.config._attn_implementation == "sdpa"
             assert "clearhead" not in sys.modules
             import clearhead as ch
             for spec in want:
-                assert torch.equal(ch.hf.load(folder + spec)(**batch_for("llama")).logits, want[spec]["patched"])
+                assert torch.equal(ch.hf.load(folder + spec)(**batch).logits, want[spec]["patched"])
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
