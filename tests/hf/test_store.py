@@ -75,44 +75,37 @@ def test_every_architecture_that_takes_temperatures_comes_back(name: str, tmp_pa
         assert torch.equal(checks.outputs(again, batch), checks.outputs(model, batch))
 
 
-def test_in_a_fresh_process(tmp_path: Path) -> None:
-    model = selective("gpt2").float()
-    model.save_pretrained(tmp_path / "model")
-    torch.save(logits(model, "gpt2"), tmp_path / "want.pt")
-    code = f"""
-        import torch, clearhead as ch
-        from tests.anatomy.hf_models import batch_for
-        model = ch.hf.load({str(tmp_path / "model")!r}).eval()
-        with torch.no_grad():
-            got = model(**batch_for("gpt2")).logits
-        assert torch.equal(got, torch.load({str(tmp_path / "want.pt")!r}, weights_only=True))
-        print("same logits")
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "same logits", done.stderr
-
-
-def test_without_clearhead_it_is_the_plain_model_and_says_what_is_lost(tmp_path: Path) -> None:
+def test_in_a_fresh_process_without_clearhead_and_with_it(tmp_path: Path) -> None:
+    """Without, it is the plain model and transformers says what is lost; with it, the patched one."""
     for spec in (SPEC, "laser"):
-        model = build("llama")
+        model = louder(build("llama"))
         plain = logits(model, "llama")
         ch.hf.patch(model, spec)
         if spec == SPEC:
             stir(model)
         model.save_pretrained(tmp_path / spec)
+        torch.save({"plain": plain, "patched": logits(model, "llama")}, tmp_path / f"{spec}.pt")
         assert "clearhead" not in (tmp_path / spec / "config.json").read_text()
-        opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / spec)
-        assert torch.equal(logits(opened, "llama"), plain)
+    torch.save(batch_for("llama"), tmp_path / "batch.pt")
     code = f"""
-        import sys, transformers
-        for spec in ({SPEC!r}, "laser"):
-            folder = {str(tmp_path)!r} + "/" + spec
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-            print(*sorted(info["unexpected_keys"]))
-            assert model.config._attn_implementation == "sdpa"
-        assert "clearhead" not in sys.modules
+        import sys, torch, transformers
+        folder = {str(tmp_path)!r} + "/"
+        batch = torch.load(folder + "batch.pt", weights_only=True)
+        want = {{spec: torch.load(folder + spec + ".pt", weights_only=True) for spec in ({SPEC!r}, "laser")}}
+        with torch.no_grad():
+            for spec in want:
+                load = transformers.AutoModelForCausalLM.from_pretrained
+                model, info = load(folder + spec, output_loading_info=True)
+                print(*sorted(info["unexpected_keys"]))
+                assert torch.equal(model(**batch).logits, want[spec]["plain"])
+                assert model.config._attn_implementation == "sdpa"
+            assert "clearhead" not in sys.modules
+            import clearhead as ch
+            for spec in want:
+                assert torch.equal(ch.hf.load(folder + spec)(**batch).logits, want[spec]["patched"])
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     selective_lost, laser_lost = done.stdout.splitlines()
     assert f"{MARKER}_{SPEC}" in selective_lost.split()
     assert selective_lost.count(NAME) == 8
