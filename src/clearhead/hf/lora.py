@@ -36,7 +36,7 @@ def add_lora(model: Any, config: PretrainedConfig, seed: int) -> Any:
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # it is divided by the rank, a whole number or not
         lora_dropout=config.lora_dropout,
         target_modules=targets,
         fan_in_fan_out=model.config.model_type == "gpt2",  # its maps are stored turned
