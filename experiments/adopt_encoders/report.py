@@ -209,8 +209,8 @@ def speech_table(runs: Sequence[Run]) -> list[str]:
         "",
         f"| word error rate, {len(base)} clips, {sum(c['words'] for c in base)} words | all | less its own | "
         + " | ".join(heads)
-        + " | same transcript as its own |",
-        f"|---|---|---|{'---|' * len(sources)}---|",
+        + " | same transcript as its own | more errors than words |",
+        f"|---|---|---|{'---|' * len(sources)}---|---|",
     ]
     for run in runs:
         low, high = resampled(run["clips"])
@@ -222,7 +222,8 @@ def speech_table(runs: Sequence[Run]) -> list[str]:
             cells.append(f"{error_rate(run['clips']) - error_rate(base):+.3f} ({low:+.3f} to {high:+.3f})")
         cells += [f"{error_rate([c for c in run['clips'] if c['source'] == s]):.3f}" for s in sources]
         same = sum(a["heard"] == b["heard"] for a, b in zip(run["clips"], base, strict=True))
-        lines.append(f"| {' | '.join([*cells, f'{same} of {len(base)}'])} |")
+        away = sum(clip["errors"] > clip["words"] for clip in run["clips"])
+        lines.append(f"| {' | '.join([*cells, f'{same} of {len(base)}', f'{away} clips'])} |")
     return [*lines, ""]
 
 
