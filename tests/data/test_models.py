@@ -179,7 +179,7 @@ def test_the_commands_know_models(fake, capsys):
     assert re.search(r"^fake +here +0.0 MB", listed, re.MULTILINE)
     for model in models.MODELS.values():
         assert f"pip: {model.package} {model.version}" in listed
-    with pytest.raises(UserError, match=r"unknown data set or model 'smolm' .did you mean 'smollm2'"):
+    with pytest.raises(UserError, match=r"unknown data set 'smolm' .did you mean 'smollm2'"):
         run(["fetch", "smolm"])
 
 

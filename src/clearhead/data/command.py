@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> int:
             print(fetch_model(name, _say) if action == "fetch" else checked_folder(name))
             continue
         if name not in catalogue.CATALOGUE and catalogue.find_pair(name) is None:
-            raise unknown("data set or model", name, [*catalogue.CATALOGUE, *MODELS])
+            raise unknown("data set", name, [*catalogue.CATALOGUE, *MODELS])
         print(catalogue.fetch(name, _say) if action == "fetch" else catalogue.path(name))
     return 0
 
