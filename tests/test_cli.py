@@ -134,7 +134,7 @@ def test_every_field_of_the_configuration_is_an_option(capsys):
         (["trian"], "unknown command 'trian' (did you mean 'train'?)"),
         (["data", "fech", "x"], "unknown action of data 'fech' (did you mean 'fetch'?)"),
         (["data", "fetch"], "data fetch needs a name"),
-        (["data", "path", "shakespere"], "unknown data set or model 'shakespere' (did you mean 'shakespeare'?)"),
+        (["data", "path", "shakespere"], "unknown data set 'shakespere' (did you mean 'shakespeare'?)"),
         (["data", "path", "shakespeare"], "shakespeare is not here yet; run: clearhead data fetch shakespeare"),
         (["data", "list", "x"], "data list takes no name"),
         (["explain", "self_adjust+laser"], "LASER reads log(A exp V), which needs weights that sum to 1"),
