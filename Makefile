@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 
-.PHONY: help setup compare test test-full lint bench gpu-check contract-table wheel clean
+.PHONY: help setup compare test test-full test-oldest-hf lint bench gpu-check contract-table wheel clean
 help:            ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
 
@@ -28,6 +28,16 @@ test: setup      ## the test suite (minutes)
 test-full: setup ## every spec x backend x dtype, and the long tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
+# tests/hf once more, under the oldest transformers that a patch takes, in an environment of its own.
+OLDEST_HF ?= 5.17.0
+OLD       := .venv-hf
+test-oldest-hf:  ## the Hugging Face tests under the oldest supported transformers
+	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
+	(grep -v '^transformers==' constraints.txt; echo 'transformers==$(OLDEST_HF)') > $(OLD)/constraints.txt
+	$(OLD)/bin/python -m pip install -q --disable-pip-version-check torch -c $(OLD)/constraints.txt
+	$(OLD)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]' -c $(OLD)/constraints.txt
+	$(OLD)/bin/python -m pytest -n 2 -m "not full" tests/hf tests/anatomy $(ARGS)
+
 lint: setup      ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +56,4 @@ wheel: setup     ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean:           ## remove the environment and build products
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) $(OLD) build dist src/*.egg-info
