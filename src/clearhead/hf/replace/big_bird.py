@@ -7,14 +7,19 @@ A model with `attention_type="block_sparse"` takes specs with a bigbird pattern;
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch.nn as nn
 from torch import Tensor
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdSelfAttention
 
+from clearhead.attention.mask import Mask
 from clearhead.attention.spec import AttentionSpec, BigBird
+from clearhead.attention.terms import Causal
 from clearhead.errors import UserError
+from clearhead.hf.masks import VisibleKeys
+from clearhead.hf.replace.base import causal_too
 from clearhead.hf.replace.bert_like import BertLike
 
 
@@ -25,8 +30,17 @@ class _BigBird(BertLike):
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """See `BigBirdSelfAttention`."""
         mask = attention_mask if encoder_hidden_states is None else encoder_attention_mask
+        if encoder_hidden_states is None and self.clearhead_config.is_decoder:
+            mask = self._looking_back(mask, hidden_states.shape[1], past_key_values)
         asked = kwargs.get("output_attentions")
         return self.attention(hidden_states, mask, encoder_hidden_states, past_key_values, asked)
+
+    def _looking_back(self, mask: Any, n: int, cache: Any) -> Any:
+        """A decoder's mask: transformers up to 5.17 makes one for it that shows the future."""
+        past = 0 if cache is None else cache.get_seq_length(self.layer_idx)
+        if not isinstance(mask, VisibleKeys):
+            return causal_too(mask, n, past + n)
+        return mask if mask.mask.is_causal else replace(mask, mask=Mask((Causal(), *mask.mask.terms), past))
 
 
 class ClearheadBigBirdSelfAttention(_BigBird, BigBirdSelfAttention):
