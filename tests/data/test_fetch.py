@@ -41,17 +41,6 @@ def tar_with(path, members):
 
 
 @pytest.fixture
-def index(tmp_path, monkeypatch):
-    """A folder that pip takes for its only index."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    return folder
-
-
-@pytest.fixture
 def source_archive(index, tmp_path):
     """A source archive whose setup.py leaves a mark when it runs."""
     mark = tmp_path / "ran"

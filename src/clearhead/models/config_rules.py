@@ -5,16 +5,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from clearhead.attention.spec import AttentionSpec, Full, Laser, Performer
-from clearhead.errors import UserError, unknown
+from clearhead.errors import UserError, nearest, unknown
 from clearhead.init.deepscale import residual_constants
 from clearhead.models.choices import ADMIN, CHOICES, DEEPSCALE, TEMPERATURE_TARGETS
 
 if TYPE_CHECKING:
     from clearhead.models.config import ModelConfig
+
+
+def check_names(config_class: Any, values: Mapping[str, Any]) -> None:
+    """Raise `UserError` with the nearest name for a key that is no field of the model's config."""
+    names = [field.name for field in dataclasses.fields(config_class)]
+    for key in values:
+        if key not in names:
+            raise UserError(f"unknown model option {key!r}{nearest(str(key), names)}; known: {', '.join(names)}")
 
 
 def check(config: ModelConfig) -> None:

@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any, Self
 
 from clearhead.attention.spec import AttentionSpec
-from clearhead.errors import UserError, nearest, unknown
+from clearhead.errors import UserError, unknown
 from clearhead.models.choices import TEMPERATURE_GRANULARITIES, TEMPERATURE_PARTS, TEMPERATURE_SLOPES
-from clearhead.models.config_rules import canonical_targets
+from clearhead.models.config_rules import canonical_targets, check_names
 
 ARCHITECTURE = "pretrained"
 TUNES = ("lora", "temperature", "full")
@@ -160,10 +160,7 @@ class PretrainedConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from a dict; an unknown key raises `UserError` with the nearest name, a missing one is the default."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in names:
-                raise UserError(f"unknown model option {key!r}{nearest(str(key), names)}; known: {', '.join(names)}")
+        check_names(cls, values)
         if "source" not in values:
             raise UserError("model.source is missing: which pretrained model is it?")
         return cls(**values)

@@ -53,6 +53,24 @@ class KeepsForward(Interface):
         return super().forward(*inputs, output_attentions=output_attentions, **keywords)
 
 
+class ScoresOfGPTJ(KeepsForward):
+    """GPT-J and CodeGen: positions and cache are the original's; the scores are `_attn`, which is all that is
+    replaced."""
+
+    scale_attn: Any
+    attn_dropout: Any
+
+    def _attn(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None
+    ) -> tuple[Tensor, Tensor | None]:
+        # Rotary positions may have raised queries and keys to float32; scores are made in float32 by themselves.
+        out_bnhd, weights = self.interface(
+            query.to(value.dtype), key.to(value.dtype), value, attention_mask,
+            scaling=1.0 / float(self.scale_attn), dropout=self.attn_dropout.p,
+        )  # fmt: skip
+        return out_bnhd.transpose(1, 2), weights
+
+
 def causal_too(mask: Any, n: int, m: int) -> Any:
     """Causality on a mask of keys, for a model whose attention adds it itself: n queries behind m - n earlier keys."""
     from clearhead.hf.masks import VisibleKeys
