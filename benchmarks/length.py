@@ -36,7 +36,7 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.run import cpu_model
+from clearhead.bench.machine import cpu_model
 from clearhead import AttentionSpec, attend
 from clearhead.attention import laser, performer
 from clearhead.attention.mask import Mask

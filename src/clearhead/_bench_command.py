@@ -272,7 +272,11 @@ def _print_group(found: Mapping[str, Any]) -> None:
     if found["operation"] == "step":
         table.add_column("weights", justify="right")
     for name, one in found["results"].items():
-        cells = [f"{one['median_ratio']:.2f}", f"{one['low_ratio']:.2f}-{one['high_ratio']:.2f}", f"{one['min_ratio']:.2f}"]
+        cells = [
+            f"{one['median_ratio']:.2f}",
+            f"{one['low_ratio']:.2f}-{one['high_ratio']:.2f}",
+            f"{one['min_ratio']:.2f}",
+        ]
         if memory:
             cells.append("-" if one["peak_bytes"] is None else f"{one['peak_bytes'] / 2**20:.1f}")
         if found["operation"] == "step":

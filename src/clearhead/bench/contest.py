@@ -69,7 +69,9 @@ class Contest:
             except Exception as error:
                 if one.source in ("clearhead", "torch") or isinstance(error, UserError):
                     raise
-                self.absent.append(Absent(one, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+                self.absent.append(
+                    Absent(one, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+                )
                 continue
             if problem:
                 self.absent.append(Absent(one, "differs", problem))

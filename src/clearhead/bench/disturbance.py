@@ -21,7 +21,9 @@ def disturbances(record: Mapping[str, Any]) -> list[str]:
         shared = _shares(record["groups"])
         if shared:
             worst = min(shared)
-            found.append(f"in {len(shared)} of {len(record['groups'])} groups the core was shared: at worst {worst:.0%} was ours")
+            found.append(
+                f"in {len(shared)} of {len(record['groups'])} groups the core was shared: at worst {worst:.0%} was ours"
+            )
     if record["plan"]["rounds"] < 9:
         found.append(f"{record['plan']['rounds']} rounds are fewer than the 9 that a figure needs")
     return found

@@ -126,7 +126,9 @@ def _winners(record: Record) -> list[str]:
             lines.append(f"- {group['title']}: {', '.join(faster)}")
     if not lines:
         return ["", "### Who is faster than us", "", "Nobody who computes the same, beyond the quartiles of both."]
-    words = "Rivals that compute the same as ours, by more than the quartiles of both (their median ratio against ours):"
+    words = (
+        "Rivals that compute the same as ours, by more than the quartiles of both (their median ratio against ours):"
+    )
     return ["", "### Who is faster than us", "", words, "", *lines]
 
 

@@ -134,7 +134,9 @@ class Plan:
         if min(self.lengths) < 2 or min(self.batch, self.heads, self.head_dim) < 1:
             raise UserError("bench: expected lengths of at least 2, and batch, heads and head size of at least 1")
         if self.rounds < 3:
-            raise UserError(f"bench: expected at least 3 rounds ({LEAST_ROUNDS} for a figure to quote), got {self.rounds}")
+            raise UserError(
+                f"bench: expected at least 3 rounds ({LEAST_ROUNDS} for a figure to quote), got {self.rounds}"
+            )
 
     def groups(self) -> list[Group]:
         """All that is timed together, cheap first within an operation."""

@@ -15,16 +15,13 @@ TITLES = {
     "laser": "LASER",
     "temperatures": "temperatures",
     "self_adjust": "Self-Adjust",
-    "window": "window of 256",
+    "window": "windows",
     "other": "others",
 }
-OURS = ("#1f5fa8", "#7e22ce", "#0e7490")
+OURS = ("#1f5fa8", "#9333ea", "#be123c")
 OTHERS = {
-    "written-out": "#9a3412",
-    "compiled": "#57534e",
     "x-transformers": "#b45309",
     "transformers": "#15803d",
-    "nanogpt": "#be185d",
 }
 TICKS = (0.25, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100)
 
@@ -77,25 +74,29 @@ def _panel(groups: Sequence[Mapping[str, Any]], family: str, lengths: Sequence[i
         parts.append(f'<text x="-5" y="{y + 4:.1f}" text-anchor="end" fill="#555">{tick:g}</text>')
     for length, x in places.items():
         parts.append(f'<text x="{x:.1f}" y="{PANEL_HIGH + 15}" text-anchor="middle" fill="#555">{length}</text>')
-    ends: list[tuple[float, str, str]] = []
-    ours = 0
+    parts.append(f'<text x="{PANEL_WIDE / 2}" y="{PANEL_HIGH + 28}" text-anchor="middle" fill="#555">tokens</text>')
+    ends: list[tuple[float, str, str, str]] = []
+    own: dict[str, str] = {}  # the colours of our specs; written out, a spec keeps its colour
     for name in _names(groups, family):
         points = [
             (places[group["length"]], scale.y(group["results"][name]["median_ratio"]))
             for group in groups
             if name in group["results"]
         ]
-        source = next(group["results"][name]["source"] for group in groups if name in group["results"])
-        colour, dash = _look(source, name, ours)
-        ours += source == "clearhead"
+        about = next(group["results"][name] for group in groups if name in group["results"])
+        if about["source"] == "clearhead":
+            own[name] = OURS[len(own) % len(OURS)]
+        colour = own.get(name) or OTHERS.get(about["source"]) or own.get(about["equals"], "#525252")
+        dash, weight = _dash(about["source"], name), "bold" if name in own else "normal"
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in points]
-        ends.append((points[-1][1], name, colour))
-    for y, (at, name, colour) in zip(_apart([end[0] for end in sorted(ends)]), sorted(ends), strict=True):
+        ends.append((points[-1][1], name, colour, weight))
+    for y, (at, name, colour, weight) in zip(_apart([end[0] for end in sorted(ends)]), sorted(ends), strict=True):
         edge = PANEL_WIDE + 4
         parts.append(f'<path d="M{edge} {at:.1f}L{edge + 10} {y:.1f}" stroke="{colour}" stroke-width=".8"/>')
-        parts.append(f'<text x="{edge + 13}" y="{y + 4:.1f}" fill="{colour}">{escape(_short(name))}</text>')
+        label = f'<text x="{edge + 13}" y="{y + 4:.1f}" fill="{colour}" font-weight="{weight}">'
+        parts.append(f"{label}{escape(_short(name))}</text>")
     parts.append(f'<rect width="{PANEL_WIDE}" height="{PANEL_HIGH}" fill="none" stroke="#999"/>')
     return "".join(parts)
 
@@ -105,11 +106,13 @@ def _across(length: int, lengths: Sequence[int]) -> float:
     return PANEL_WIDE / 2 if low == high else 14 + (PANEL_WIDE - 28) * (math.log(length) - low) / (high - low)
 
 
-def _look(source: str, name: str, ours: int) -> tuple[str, str]:
+def _dash(source: str, name: str) -> str:
+    """Ours is a full line; rivals are broken, those without a fused kernel dotted."""
     if source == "clearhead":
-        return OURS[ours % len(OURS)], ""
-    dash = {"written-out": "5 3", "compiled": "2 2"}.get(source, "1 3" if "no flash" in name or "eager" in name else "9 3")
-    return OTHERS.get(source, "#525252"), f' stroke-dasharray="{dash}"'
+        return ""
+    slow = "no flash" in name or "eager" in name
+    dash = {"written-out": "5 3", "compiled": "2 2"}.get(source, "1 3" if slow else "9 3")
+    return f' stroke-dasharray="{dash}"'
 
 
 def _short(name: str) -> str:

@@ -95,7 +95,9 @@ class Training:
 
         from clearhead.models.decoder import Decoder
 
-        changes: dict[str, Any] = {"norm": "layer", "feed_forward": "gelu", "position": "learned"} if form == "gpt" else {}
+        changes: dict[str, Any] = (
+            {"norm": "layer", "feed_forward": "gelu", "position": "learned"} if form == "gpt" else {}
+        )
         made = Decoder(replace(self.model.config, attention=spec, **changes))
         made.init_parameters(self.seed)
         return made.to(self.device)

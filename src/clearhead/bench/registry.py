@@ -203,7 +203,15 @@ def in_gpt_form(specs: Sequence[str]) -> list[Competitor]:
     """Our decoder as a GPT, for those of `specs` that somebody else trains so."""
     known = [text for text in (AttentionSpec.parse(spec).text for spec in specs) if text in GPT_FORM]
     return [
-        Competitor(f"{text}, GPT form", "clearhead", family_of(AttentionSpec.parse(text)), f"gpt {text}", ("step",), text, GPT_NOTE)
+        Competitor(
+            f"{text}, GPT form",
+            "clearhead",
+            family_of(AttentionSpec.parse(text)),
+            f"gpt {text}",
+            ("step",),
+            text,
+            GPT_NOTE,
+        )
         for text in dict.fromkeys(known)
     ]
 
@@ -225,7 +233,9 @@ def _rivals() -> list[Competitor]:
     for kind in ("flash", "no flash"):
         found.append(Competitor(f"x-transformers, {kind}", "x-transformers", "softmax", kind, ATTENTION, "softmax"))
         found.append(
-            Competitor(f"x-transformers laser, {kind}", "x-transformers", "laser", f"laser {kind}", ATTENTION, "laser", CLAMPED)
+            Competitor(
+                f"x-transformers laser, {kind}", "x-transformers", "laser", f"laser {kind}", ATTENTION, "laser", CLAMPED
+            )
         )
         for laser in ("", "laser "):
             found.append(

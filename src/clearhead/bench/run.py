@@ -21,7 +21,6 @@ from clearhead.bench.timing import Clock, interleaved, summarise
 from clearhead.train.world import choose_device
 
 
-
 class Watcher(Protocol):
     """Whoever wants to see how far it is."""
 
@@ -150,7 +149,12 @@ def _group(
         "cpu_share": round(times.cpu_share, 4),
         "results": results,
         "absent": [
-            {"name": absent.competitor.name, **_about(absent.competitor), "status": absent.status, "reason": absent.reason}
+            {
+                "name": absent.competitor.name,
+                **_about(absent.competitor),
+                "status": absent.status,
+                "reason": absent.reason,
+            }
             for absent in contest.absent
         ],
     }

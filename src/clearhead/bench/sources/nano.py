@@ -31,9 +31,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, t, w] -> [b, t, w]."""
-        q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm_1(x)).chunk(3, dim=-1)
-        )
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm_1(x)).chunk(3, dim=-1))
         if self.spec is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
@@ -66,9 +64,7 @@ def step(option: str, training: Training) -> Step:
     config = training.model.config
     ours = training.decoder("softmax", "gpt")
     hidden = ours.state_dict()["blocks.0.feed_forward.up.weight"].shape[0]
-    model = GPT(
-        config.vocab_size, config.context, config.layers, config.width, config.heads, hidden, option
-    )
+    model = GPT(config.vocab_size, config.context, config.layers, config.width, config.heads, hidden, option)
     model.load_state_dict(gpt_names(ours.state_dict(), config.layers))
     model = model.to(training.device)
 
