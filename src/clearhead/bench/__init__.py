@@ -17,5 +17,5 @@ _NAMES = {
     "make_page": "clearhead.bench.page:make_page",
     "run": "clearhead.bench.run:run",
 }
-__all__ = ["COMPETITORS", "OPERATIONS", "Competitor", "Plan", "make_page", "run"]  # noqa: F822
+__all__ = ["COMPETITORS", "OPERATIONS", "Competitor", "Plan", "make_page", "run"]
 __getattr__, __dir__ = attach(__name__, _NAMES)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clearhead.bench import plot
 from clearhead.bench.disturbance import disturbances
-from clearhead.bench.registry import FAMILIES, OPERATIONS, SOURCES
+from clearhead.bench.page_method import method
+from clearhead.bench.registry import FAMILIES, OPERATIONS
 from clearhead.bench.targets import STEP, judged, verdicts
 from clearhead.errors import UserError
 
@@ -50,19 +51,19 @@ def make_page(records: Mapping[str, Record], page: str) -> Page:
     lines = [
         "# What an attention costs",
         "",
-        "Time as a ratio to PyTorch's own `scaled_dot_product_attention` (in a training step: to our softmax model), measured "
-        "in turns in one process. Lower is better. Rivals run at their best setting and stand here whoever wins. This page "
-        "is made from its records by",
+        "Time as a ratio to PyTorch's own `scaled_dot_product_attention` (in a training step: to our softmax model), "
+        "measured in turns in one process. Lower is better. Rivals run at their best setting and stand here whoever "
+        "wins. This page is made from its records by",
         "",
         f"    clearhead bench --page {page} --from {' '.join(records)}",
         "",
-        "and a record by `clearhead bench --out FILE`. What is timed, and the marks, are explained [below](#how-it-is-measured).",
+        "and a record by `clearhead bench --out FILE`. What is timed, and how, stands [below](#how-it-is-measured).",
     ]
     figures: dict[str, str] = {}
     for number, (name, record) in enumerate(records.items(), start=1):
         prefix = stem if len(records) == 1 else f"{stem}-{number}"
         lines += _section(name, record, prefix, figures)
-    lines += _method(records.values())
+    lines += method(records.values())
     return Page("\n".join(lines) + "\n", figures)
 
 
@@ -70,14 +71,14 @@ def _section(name: str, record: Record, prefix: str, figures: dict[str, str]) ->
     machine = record["machine"]
     versions = ", ".join(f"{key} {value}" for key, value in machine["versions"].items() if value)
     where = machine["processor"] if record["plan"]["device"] == "cpu" else machine["device"]
+    load = f"load {_load(record['load_before'])} before and {_load(record['load_after'])} after"
     lines = [
         "",
         f"## {where}, {machine['date'][:10]}",
         "",
         f"`{name}`: {versions}; commit {machine['commit'] or 'unknown'}; {machine['processor']}, {machine['cores']} "
-        f"usable core(s), {machine['system']}; {machine['threads']} thread, {record['plan']['dtype']}; load "
-        f"{_load(record['load_before'])} before and {_load(record['load_after'])} after; at least {record['plan']['rounds']} "
-        "rounds.",
+        f"usable core(s), {machine['system']}; {machine['threads']} thread, {record['plan']['dtype']}; {load}; at "
+        f"least {record['plan']['rounds']} rounds.",
     ]
     found = disturbances(record)
     lines += ["", *(f"> Not a quiet machine: {words}." for words in found)] if found else []
@@ -227,41 +228,3 @@ def _absent(record: Record) -> list[str]:
         reason = f"`{reason}`" if status == "not installed" else reason
         lines.append(f"- {who} ({', '.join(dict.fromkeys(operations))}): {status}; {reason}")
     return lines
-
-
-# ---- method ----
-
-
-def _method(records: Iterable[Record]) -> list[str]:
-    every = list(records)
-    lines = [
-        "",
-        "## How it is measured",
-        "",
-        f"One process, one thread. The clock is {' or '.join(dict.fromkeys(record['clock'] for record in every))}. Each round "
-        "times everyone of a table once, in a new order, and a ratio is taken within the round; what takes under 2 ms is "
-        "called several times in a row. Before any clock starts, everyone runs once on the same inputs, and who claims the "
-        "formula of one of our specs must give its output and gradients (of a training step: logits, and the gradient of the "
-        "token table, from the same weights); the largest difference found stands in the last column, as a share of the "
-        "largest entry. A rival that differs or fails is listed, not timed.",
-        "",
-        "Peak memory: on Linux each measurement is a process of its own, forked from one that has everything imported; the "
-        "kernel's high-water mark of resident memory is set back once inputs and weights exist, and what it rises by during "
-        "one run is the figure. On CUDA it is what torch's allocator held at most, above what it held before.",
-        "",
-        "Temperatures (`selective`, `learned`) are given to the attention and get a gradient; in a training step the layers "
-        "compute them. Decoding rivals pay for their own caches. In a training step ours takes the step of `clearhead train`, "
-        "rivals a plain loop: loss, backward, clipping, fused AdamW.",
-        "",
-        "| | |",
-        "|---|---|",
-    ]
-    used = {one["source"] for r in every for g in r["groups"] for one in (*g["results"].values(), *g["absent"])}
-    lines += [f"| {source.name} | {source.what} |" for source in SOURCES.values() if source.name in used]
-    notes: dict[str, list[str]] = {}
-    for record in every:
-        for group in record["groups"]:
-            for name, one in group["results"].items():
-                if one["note"] and name not in notes.setdefault(one["note"], []):
-                    notes[one["note"]].append(name)
-    return [*lines, "", *(f"- {', '.join(names)}: {note}." for note, names in notes.items())]

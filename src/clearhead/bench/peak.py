@@ -1,10 +1,10 @@
 """Peak memory of one operation, each in a process of its own.
 
 `python -m clearhead.bench.peak` is a server that imports everything, and then forks for each question, so that every
-measurement starts from the same clean process without paying for the imports again. In the fork: inputs (and model) are
-made, the kernel's high-water mark of resident memory is set back, the operation runs once, and what the mark rose by is
-the answer. It holds outputs, gradients, optimizer state and everything in between, and no inputs or weights. On a GPU the
-bench asks torch's own allocator instead, in its own process.
+measurement starts from the same clean process without paying for the imports again. In the fork: inputs (and model)
+are made, the kernel's high-water mark of resident memory is set back, the operation runs once, and what the mark rose
+by is the answer. It holds outputs, gradients, optimizer state and everything in between, and no inputs or weights. On a
+GPU the bench asks torch's own allocator instead, in its own process.
 """
 
 from __future__ import annotations

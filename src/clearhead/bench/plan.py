@@ -61,6 +61,7 @@ class Model:
 
 def _compare_model() -> Model:
     base = COMPARE_PRESETS["default"].base
+    assert isinstance(base.model, ModelConfig)
     return Model("compare", base.model, base.train.batch_size, base.optim)
 
 

@@ -150,7 +150,7 @@ def steps(groups: Sequence[Mapping[str, Any]], families: Sequence[str]) -> str:
         at = left + 250 * place
         parts.append(f'<circle cx="{at}" cy="16" r="4" fill="{OURS[place % 3]}"/>')
         parts.append(f'<text x="{at + 9}" y="20">{escape(group["on"])}</text>')
-    for tick in TICKS + (0.8, 0.9, 1.1, 1.2, 1.3):
+    for tick in (*TICKS, 0.8, 0.9, 1.1, 1.2, 1.3):
         if low <= tick <= high:
             stroke = 'stroke="#444" stroke-width="1.4"' if tick == 1 else 'stroke="#e5e5e5"'
             parts.append(f'<path d="M{x(tick):.1f} 34V{height - 22}" {stroke}/>')
@@ -164,11 +164,10 @@ def steps(groups: Sequence[Mapping[str, Any]], families: Sequence[str]) -> str:
             one = group["results"].get(name)
             if one is None:
                 continue
-            at, colour = y + (place - (len(groups) - 1) / 2) * 6, OURS[place % 3]
-            parts.append(
-                f'<path d="M{x(one["low_ratio"]):.1f} {at:.1f}H{x(one["high_ratio"]):.1f}" stroke="{colour}" stroke-width="2"/>'
-                f'<circle cx="{x(one["median_ratio"]):.1f}" cy="{at:.1f}" r="3.4" fill="{colour}"/>'
-            )
+            down, colour = y + (place - (len(groups) - 1) / 2) * 6, OURS[place % 3]
+            start, dot, end = (x(one[f"{key}_ratio"]) for key in ("low", "median", "high"))
+            parts.append(f'<path d="M{start:.1f} {down:.1f}H{end:.1f}" stroke="{colour}" stroke-width="2"/>')
+            parts.append(f'<circle cx="{dot:.1f}" cy="{down:.1f}" r="3.4" fill="{colour}"/>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

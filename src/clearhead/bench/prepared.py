@@ -11,7 +11,6 @@ Everything that a real program would make once (masks, caches, buffers) is made 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -41,7 +40,8 @@ class Problem:
 
         self.q, self.k, self.v, self.gradient = (draw(shape.length, shape.head_dim) for _ in range(4))
         # One for queries, one for values, one scalar a head: leaves, as what computes them would want their gradients.
-        sizes = {"query": self.q.shape[:3] + (1,), "value": self.q.shape[:3] + (1,), "scalar": (1, shape.heads, 1, 1)}
+        each = (*self.q.shape[:3], 1)
+        sizes = {"query": each, "value": each, "scalar": (1, shape.heads, 1, 1)}
         self._taus = {
             name: (torch.rand(size, generator=generator) + 0.5).to(device).requires_grad_()
             for name, size in sizes.items()
@@ -80,6 +80,9 @@ class Step:
 class Training:
     """Tokens and weights of one training step, the same for everyone."""
 
+    learning_rate = 1e-7
+    """So small that a thousand steps on one batch leave the model as it is; AdamW's work does not depend on it."""
+
     def __init__(self, model: Model, seed: int) -> None:
         self.model = model
         self.device = torch.device(model.device)
@@ -101,11 +104,6 @@ class Training:
         made = Decoder(replace(self.model.config, attention=spec, **changes))
         made.init_parameters(self.seed)
         return made.to(self.device)
-
-    @functools.cached_property
-    def learning_rate(self) -> float:
-        """So small that a thousand steps on one batch leave the model as it is; AdamW's work does not depend on it."""
-        return 1e-7
 
 
 class SourceModule(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 
 from clearhead.attention.spec import AttentionSpec, Full, Laser, Performer, SelfAdjust, Window
@@ -35,7 +35,9 @@ OPERATIONS: dict[str, Operation] = {
             "causal attention and the gradients of query, key, value and of temperatures where there are some",
             "torch sdpa",
         ),
-        Operation("decode", "Decode step", "one token is put into a cache that holds the others, and reads it", "torch sdpa"),
+        Operation(
+            "decode", "Decode step", "one token is put into a cache that holds the others, and reads it", "torch sdpa"
+        ),
         Operation(
             "step",
             "Whole training step",
@@ -156,8 +158,8 @@ DEFAULT_SPECS = (
 QUICK_SPECS = ("softmax", "laser", "softmax+selective", "self_adjust")
 COMPILED_SPECS = ("softmax", "laser", "self_adjust")
 CLAMPED = (
-    "it first clamps values softly to ±15 (15 tanh(v/15)), which LASER does not; checked against ours on values clamped "
-    "alike, and slower by that clamp"
+    "it first clamps values softly to ±15 (15 tanh(v/15)), which LASER does not; checked against ours on values "
+    "clamped alike, and slower by that clamp"
 )
 GPT_FORM = ("softmax", "laser", "self_adjust")
 GPT_NOTE = "LayerNorm, GELU and learned positions in the place of RMSNorm, SwiGLU and rotary ones"
@@ -201,18 +203,11 @@ def of_specs(specs: Sequence[str]) -> list[Competitor]:
 
 def in_gpt_form(specs: Sequence[str]) -> list[Competitor]:
     """Our decoder as a GPT, for those of `specs` that somebody else trains so."""
-    known = [text for text in (AttentionSpec.parse(spec).text for spec in specs) if text in GPT_FORM]
-    return [
-        Competitor(
-            f"{text}, GPT form",
-            "clearhead",
-            family_of(AttentionSpec.parse(text)),
-            f"gpt {text}",
-            ("step",),
-            text,
-            GPT_NOTE,
-        )
-        for text in dict.fromkeys(known)
+    texts = dict.fromkeys(AttentionSpec.parse(spec).text for spec in specs)
+    return [  # each of these specs is the name of its family
+        Competitor(f"{text}, GPT form", "clearhead", text, f"gpt {text}", ("step",), text, GPT_NOTE)
+        for text in texts
+        if text in GPT_FORM
     ]
 
 
@@ -261,13 +256,17 @@ COMPETITORS: tuple[Competitor, ...] = (*_rivals(), *of_specs(DEFAULT_SPECS), *in
 
 
 def competitors(specs: Sequence[str], sources: Sequence[str]) -> list[Competitor]:
-    """Those of `specs` and of the sources that are asked for, in the order of the tables; the baselines always.
+    """Those of `specs`, and rivals of the sources that are asked for, in the order of the tables; the baselines always.
 
-    What is not installed is among them: it is listed, not timed.
+    A rival with a mechanism that none of `specs` has is left out, softmax apart. What is not installed is among them:
+    it is listed, not timed.
     """
-    everyone = [*of_specs(specs), *(in_gpt_form(specs) if "nanogpt" in sources else ()), *_rivals()]
-    chosen = [one for one in everyone if one.source in ("torch", "clearhead", *sources)]
-    if "softmax" not in {one.name for one in chosen}:  # the baseline of a training step
-        chosen.insert(0, next(one for one in of_specs(["softmax"]) if one.source == "clearhead"))
+    ours = [*of_specs(specs), *(in_gpt_form(specs) if "nanogpt" in sources else ())]
+    if "softmax" not in {one.name for one in ours}:
+        baseline = next(one for one in of_specs(["softmax"]) if one.source == "clearhead")
+        ours.append(replace(baseline, operations=("step",)))
+    families = {"softmax"} | {one.family for one in ours}
+    chosen = [one for one in ours if one.source in ("clearhead", *sources)]
+    chosen += [one for one in _rivals() if one.source in ("torch", *sources) and one.family in families]
     order = {name: place for place, name in enumerate(("torch", "clearhead", "written-out"))}
     return sorted(chosen, key=lambda one: (FAMILIES.index(one.family), order.get(one.source, len(order))))

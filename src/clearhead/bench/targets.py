@@ -14,7 +14,8 @@ LENGTHS = (512, 2048)
 
 @dataclass(frozen=True)
 class Target:
-    """`name` takes at most `limit` times the baseline's time; or, with `than`, `than` takes at least that much of it."""
+    """`name` takes at most `limit` times the baseline's time; or, with `than`, `than` takes at least `limit` times that
+    of `name`."""
 
     words: str
     operation: str

@@ -2,9 +2,9 @@
 
 Every round times each competitor once, in a new order, so that what slows the machine for a while slows all of that
 round alike; a ratio is a time divided by the baseline's of the same round. A competitor that takes less than
-`SHORTEST` is called several times in a row and the mean counts. On a CPU the clock is the CPU time of the process, which
-has one thread: time that other processes took away does not count, what they did to the caches still does. On a GPU the
-device is waited for before and after, and the clock is the wall's.
+`SHORTEST` is called several times in a row and the mean counts. On a CPU the clock is the CPU time of the process,
+which has one thread: time that other processes took away does not count, what they did to the caches still does. On a
+GPU the device is waited for before and after, and the clock is the wall's.
 """
 
 from __future__ import annotations

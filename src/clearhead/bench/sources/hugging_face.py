@@ -118,7 +118,7 @@ def step(option: str, training: Training) -> Step:
 
     config = training.model.config
     ours = training.decoder("softmax", "llama")
-    model = LlamaForCausalLM(
+    model: Any = LlamaForCausalLM(
         _config(
             config.width,
             config.heads,

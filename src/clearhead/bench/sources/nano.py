@@ -17,6 +17,8 @@ from clearhead.bench.sources.written_out import formula, hidden_keys
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
+    hidden: Tensor
+
     def __init__(self, width: int, heads: int, hidden: int, attention: str, context: int) -> None:
         super().__init__()
         self.heads = heads
