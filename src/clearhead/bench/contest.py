@@ -15,8 +15,10 @@ from clearhead.bench.prepared import Problem, SourceModule, Step, Training
 from clearhead.bench.registry import Competitor, of_specs
 from clearhead.errors import UserError
 
-TOLERANCE = {"float64": 1e-9, "float32": 5e-5, "bfloat16": 3e-2, "float16": 5e-3}
-"""Largest difference allowed, as a share of the largest entry; three times that for gradients."""
+TOLERANCE = {"float64": 1e-6, "float32": 5e-5, "bfloat16": 0.1, "float16": 0.02}
+"""Largest difference allowed, as a share of the largest entry; three times that for gradients. It tells another
+formula from ours, not a rounding: some take softmax in float32 even of float64, and what is written out in bfloat16
+rounds after each operation."""
 Outputs = tuple[Tensor, ...]
 
 
@@ -65,14 +67,15 @@ class Contest:
                 continue
             try:
                 entry, outputs = self.build(one)
-                problem = self._check(entry, outputs)
             except Exception as error:
                 if one.source in ("clearhead", "torch") or isinstance(error, UserError):
                     raise
-                self.absent.append(
-                    Absent(one, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-                )
+                words = " ".join(str(error).split())[:200]
+                self.absent.append(Absent(one, "failed", f"{type(error).__name__}: {words}"))
                 continue
+            problem = self._check(entry, outputs)
+            if problem and one.name == self.group.baseline:
+                raise RuntimeError(f"{one.name}: {problem}")
             if problem:
                 self.absent.append(Absent(one, "differs", problem))
             else:
