@@ -202,6 +202,20 @@ def test_memory_is_told_by_a_process_that_starts_clean():
     assert abs(again - dense) < matrix / 4
 
 
+def test_a_measurement_of_memory_that_fails_says_why():
+    from clearhead.bench import peak
+
+    if not peak.possible():
+        pytest.skip("the high-water mark cannot be set back here")
+    shape, one = Shape(1, 2, 16, 16), NAMES["softmax"]
+    with peak.PeakServer([]) as server:
+        with pytest.raises(RuntimeError, match=r"peak memory of softmax: .*'nonsense'"):
+            server.ask(Group("forward", shape, (one,)), dataclasses.replace(one, option="nonsense"), 0)
+        assert server.ask(Group("forward", shape, (one,)), one, 0) is not None
+    with peak.PeakServer(["no_such_package"]) as server, pytest.raises(RuntimeError, match="no_such_package"):
+        server.ask(Group("forward", shape, (one,)), one, 0)
+
+
 def test_rounds_are_shuffled_and_everyone_is_in_each():
     calls = []
     runs = {name: (lambda name=name: calls.append(name)) for name in "abc"}

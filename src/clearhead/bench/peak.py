@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -42,9 +43,10 @@ class PeakServer:
         # Tensors get pages of their own, which go back when they die: no old hole in the heap hides a new tensor.
         malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | malloc
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by __exit__)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "clearhead.bench.peak", *packages],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True, env=environment,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -56,9 +58,13 @@ class PeakServer:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=30)
+        self._said.close()
 
     def ask(self, group: Group, one: Competitor, seed: int) -> int | None:
-        """Bytes that one run takes; None where the process died or the system does not tell."""
+        """Bytes that one run takes; None where the process was killed, as one that needs too much memory is.
+
+        Raises `RuntimeError` when it failed in any other way.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         on = dataclasses.asdict(group.on) if isinstance(group.on, Shape) else group.on.name
@@ -66,12 +72,20 @@ class PeakServer:
         try:
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline() or "null")
+            line = self._process.stdout.readline()
         except BrokenPipeError:
-            return None
+            line = ""
+        if not line:
+            self._said.seek(0)
+            words = (self._said.read().strip().splitlines() or ["no word"])[-1]
+            raise RuntimeError(f"peak memory: the process that measures it has ended: {words}")
+        answer = json.loads(line)
+        if isinstance(answer, str):
+            raise RuntimeError(f"peak memory of {one.name}: {answer}")
+        return answer
 
 
-def measure(question: dict[str, Any]) -> int | None:
+def measure(question: dict[str, Any]) -> int:
     """Bytes by which the resident set rises over what it was before the operation; in this very process."""
     from clearhead.bench.contest import Contest
 
@@ -114,9 +128,11 @@ def serve(packages: Sequence[str]) -> None:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
-            answer: int | None = None
+            answer: int | str = "it did not say why"
             try:
                 answer = measure(json.loads(line))
+            except BaseException as error:
+                answer = f"{type(error).__name__}: {error}"
             finally:
                 os.write(writer, json.dumps(answer).encode())
                 os._exit(0)
