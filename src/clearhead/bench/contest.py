@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -28,6 +29,8 @@ class Entry:
 
     competitor: Competitor
     run: Callable[[], object]
+    first: float
+    """CPU seconds of its first run."""
     parameters: int | None = None
     difference: float | None = None
 
@@ -86,10 +89,13 @@ class Contest:
         if self._training is not None:
             made = self._module(one).step(one.option, self._training)
             outputs = step_outputs(made, self._training)
+            began = time.process_time()
             made.run()
-            return Entry(one, made.run, made.parameters), outputs
+            return Entry(one, made.run, time.process_time() - began, made.parameters), outputs
         run = self.build_only(one)
-        return Entry(one, run), cast(Outputs, run())
+        began = time.process_time()
+        outputs = cast(Outputs, run())
+        return Entry(one, run, time.process_time() - began), outputs
 
     def build_only(self, one: Competitor) -> Callable[[], object]:
         """Make what is timed, and do not run it."""

@@ -121,6 +121,7 @@ def _group(
         most=max(MOST_ROUNDS, plan.rounds),
         seconds=plan.seconds,
         seed=plan.seed,
+        first={entry.competitor.name: entry.first for entry in contest.entries},
         on_round=lambda done: watcher.doing(f"round {done}", min(1.0, done / plan.rounds)),
     )
     base = times.seconds[group.baseline]

@@ -22,6 +22,8 @@ import torch
 
 SHORTEST = 2e-3
 MOST_REPEATS = 50
+LONG = 0.2
+"""Seconds of a first run, loading of kernels and all, from which on a call is surely not repeated."""
 Run = Callable[[], object]
 
 
@@ -68,16 +70,19 @@ def interleaved(
     most: int,
     seconds: float,
     seed: int,
+    first: Mapping[str, float] | None = None,
     on_round: Callable[[int], None] = lambda done: None,
 ) -> Times:
     """Time everyone in turns: `rounds` rounds at least, and on to `most` while it has taken less than `seconds`.
 
-    Each was run before (`Contest.prepare`), and is once more here, to learn how often a call must be repeated.
+    Each was run before (`Contest.prepare`) and took about `first` seconds. What may be fast is run once more here, to
+    learn how often a call must be repeated.
     """
     order, shuffle = list(runs), random.Random(seed)
     repeats = {}
     for name, run in runs.items():
-        once = clock.seconds(run, 1)
+        known = 0.0 if first is None else first[name]
+        once = known if known > LONG else clock.seconds(run, 1)
         repeats[name] = min(MOST_REPEATS, max(1, math.ceil(SHORTEST / max(once, 1e-6))))
     found: dict[str, list[float]] = {name: [] for name in runs}
     collecting = gc.isenabled()
