@@ -274,7 +274,7 @@ def _print_group(found: Mapping[str, Any]) -> None:
     for name, one in found["results"].items():
         cells = [
             f"{one['median_ratio']:.2f}",
-            f"{one['low_ratio']:.2f}-{one['high_ratio']:.2f}",
+            f"{one['low_ratio']:.3g}-{one['high_ratio']:.3g}",
             f"{one['min_ratio']:.2f}",
         ]
         if memory:

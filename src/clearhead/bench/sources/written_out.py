@@ -76,8 +76,11 @@ def ramp(weights: SelfAdjust, x: Tensor, hidden: Tensor | None) -> Tensor:
     """What Self-Adjust multiplies softmax's weights by; hidden keys have weight 0 there already."""
     if weights.form == "product":
         return x
-    shown_low = x if hidden is None else x.masked_fill(hidden, float("inf"))
-    shown_high = x if hidden is None else x.masked_fill(hidden, float("-inf"))
+    if weights.form == "range":  # a hidden score of 0 changes neither min(l, 0) nor max(u, 0): one fill serves both
+        shown_low = shown_high = x if hidden is None else x.masked_fill(hidden, 0.0)
+    else:
+        shown_low = x if hidden is None else x.masked_fill(hidden, float("inf"))
+        shown_high = x if hidden is None else x.masked_fill(hidden, float("-inf"))
     low, high = shown_low.amin(-1, keepdim=True), shown_high.amax(-1, keepdim=True)
     if weights.detach_extrema:
         low, high = low.detach(), high.detach()
