@@ -41,7 +41,7 @@ class Bench:
     """Queries, and keys."""
     model: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="(default: both)")] = ()
     """Of a training step: compare (the one that `clearhead compare` trains) | small (4 layers of width 128, context
-    256, batch 16)."""
+    256, batch 8)."""
     quick: bool = False
     """Four attentions, one length, one model, no memory: under half a minute."""
     rounds: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 9)")] = None

@@ -67,9 +67,9 @@ def _compare_model() -> Model:
 
 MODELS: dict[str, Model] = {
     "compare": _compare_model(),
-    "small": Model("small", dataclasses.replace(PRESETS["small"], vocab_size=257), 16, OptimConfig()),
+    "small": Model("small", dataclasses.replace(PRESETS["small"], vocab_size=257), 8, OptimConfig()),
 }
-"""compare: what `clearhead compare` trains unless told otherwise | small: `clearhead train --model small`, batch 16."""
+"""compare: what `clearhead compare` trains unless told otherwise | small: `clearhead train --model small`, batch 8."""
 
 RIVALS = tuple(name for name in SOURCES if name not in ("torch", "clearhead"))
 DEFAULT_RIVALS = tuple(name for name in RIVALS if name != "compiled")
