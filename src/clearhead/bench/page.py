@@ -81,7 +81,7 @@ def _section(name: str, record: Record, prefix: str, figures: dict[str, str]) ->
         f"least {record['plan']['rounds']} rounds.",
     ]
     found = disturbances(record)
-    lines += ["", *(f"> Not a quiet machine: {words}." for words in found)] if found else []
+    lines += [line for words in found for line in ("", f"> Not a quiet machine: {words}.")]
     lines += _targets(record)
     lines += _winners(record)
     for operation in OPERATIONS:
