@@ -36,10 +36,10 @@ import torch.nn.functional as torch_functional
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.run import cpu_model
 from clearhead import AttentionSpec, attend
 from clearhead.attention import laser, performer
 from clearhead.attention.mask import Mask
+from clearhead.bench.machine import cpu_model
 from clearhead.kernels import chunked
 
 HEADS, DIM = 2, 64

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.run import cpu_model
+from clearhead.bench.machine import cpu_model
 from clearhead.models.config import ModelConfig
 from clearhead.models.make import build_model
 

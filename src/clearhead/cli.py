@@ -39,6 +39,7 @@ commands
   generate   continue a text with a trained run, fill in hidden tokens, or translate
   data       list the data sets, fetch one, or print where it is
   hf         say which architectures of transformers can be patched, by running it
+  bench      time attentions against PyTorch's own, and beside other libraries
   explain    say which backend would compute an attention, and why the others would not
 
 first steps
@@ -326,7 +327,7 @@ def _generate(arguments: list[str]) -> int:
     return 0
 
 
-# ---- data, hf and explain ----
+# ---- data, hf, bench and explain ----
 
 
 def _data(arguments: list[str]) -> int:
@@ -337,6 +338,12 @@ def _data(arguments: list[str]) -> int:
 
 def _hf(arguments: list[str]) -> int:
     from clearhead._hf_command import run
+
+    return run(arguments)
+
+
+def _bench(arguments: list[str]) -> int:
+    from clearhead._bench_command import run
 
     return run(arguments)
 
@@ -358,6 +365,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "generate": _generate,
     "data": _data,
     "hf": _hf,
+    "bench": _bench,
     "explain": _explain,
 }
 
