@@ -368,7 +368,7 @@ class Explain:
     segment: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the length)")] = None
     """With --memory: tokens read at a time."""
     position: str = "xl"
-    """With --memory: how positions are told: xl, rope, alibi, t5 or none."""
+    """With --memory: how positions are told: xl, rope, alibi, t5, kerple, fire or none."""
 
     EXAMPLES = """
     clearhead explain softmax

@@ -21,6 +21,8 @@ VARIANTS = [
     {"attention": "softmax+selective", "temperature_granularity": "head_full", "temperature_parts": "token"},
     {"attention": "laser+learned", "output_gate": "fixed", "position": "learned", "norm": "layer"},
     {"position": "xl", "xl_width": 12, "attention": "laser"},
+    {"position": "kerple"},
+    {"position": "fire"},
     {"output_gate": "element", "tie_embeddings": False, "qk_norm": True, "feed_forward": "relu"},
 ]
 

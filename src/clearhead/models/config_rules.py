@@ -127,7 +127,7 @@ def _check_architecture(config: ModelConfig) -> None:
     if config.position == "relative_key" and config.architecture != "feedback":
         raise UserError(
             f"position=relative_key: only architecture=feedback has a window of keys to add it to, not "
-            f"{config.architecture}; take t5 or alibi"
+            f"{config.architecture}; take t5, kerple or alibi"
         )
     if config.architecture == "feedback":
         _check_feedback(config)
@@ -161,12 +161,13 @@ def _check_feedback(config: ModelConfig) -> None:
         )
     if config.position == "xl":
         raise UserError(
-            "position=xl: architecture=feedback places each memory on its own; take relative_key, t5, alibi or rope"
+            "position=xl: architecture=feedback places each memory on its own; take relative_key, t5, kerple, alibi or "
+            "rope"
         )
     if config.feedback_carry and config.position == "learned":
         raise UserError(
             "position=learned with feedback_carry: a stream has no end, and learned positions do; take relative_key, "
-            "rope, alibi or t5"
+            "rope, alibi, t5 or kerple"
         )
     if config.init in DEEPSCALE + ADMIN:
         raise UserError(
