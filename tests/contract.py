@@ -476,7 +476,13 @@ class TestRule4Padding:
         same(result, run(inputs, backend))
 
     @sweep(
-        [dict(mask="none", n=5, m=0), dict(mask="none", n=0, m=5), dict(mask="causal", n=5, m=0)],
+        [
+            dict(mask="none", n=5, m=0),
+            dict(mask="none", n=0, m=5),
+            dict(mask="causal", n=5, m=0),
+            dict(mask="causal", n=5, m=0, bias="t5:fixed"),
+            dict(mask="causal_left", n=0, m=5, bias="fire"),
+        ],
         also=tuple(s.text for s in PLAIN),
     )
     def test_no_keys_and_no_queries(

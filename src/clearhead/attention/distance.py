@@ -28,7 +28,7 @@ class DistanceBias(Bias):
 
     def block(self, rows: Rows) -> Tensor:
         """See `Bias.block`: row i reads the diagonals n' - 1 - i, ..., n' - 1 - i + m' - 1."""
-        if rows.listed:
+        if rows.listed or not rows.query.numel() or not rows.key.numel():
             return self.values(_each(rows)).transpose(0, 1)
         values_hbl = self.values(_diagonals(rows))
         return values_hbl.transpose(0, 1).unfold(-1, rows.key.numel(), 1).flip(2)

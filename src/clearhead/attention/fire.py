@@ -143,7 +143,7 @@ class FireBias(Bias):
 
     def _starts(self, position_bn: Tensor) -> Tensor:
         """Where the document at each position begins, [1|b, n'|1]; positions outside count as the nearest key."""
-        if self.start is None:
+        if self.start is None or self.start.shape[1] == 0:
             return torch.zeros_like(position_bn[:1, :1])
         if self.start.shape[1] == 1:
             return self.start
