@@ -269,7 +269,8 @@ class TestRule7Compile:
     @pytest.mark.parametrize("backend", ["chunked"])
     @pytest.mark.parametrize("spec", [pytest.param(s, id=s.text, marks=in_sample(s.text, IDEAS[:3])) for s in TILED])
     @pytest.mark.parametrize(
-        ("mask", "bias"), [("causal", "alibi"), ("causal_segments", "dense_keys"), ("left", "none"), ("causal_segments", "fire")]
+        ("mask", "bias"),
+        [("causal", "alibi"), ("causal_segments", "dense_keys"), ("left", "none"), ("causal_segments", "fire")],
     )
     def test_opcheck(self, spec: AttentionSpec, backend: str, mask: str, bias: str, device: torch.device) -> None:
         """torch.library's own checks of the chunked kernel's operators, and of their backward operators."""

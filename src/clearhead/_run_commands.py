@@ -146,8 +146,10 @@ def _score_lengths(asked: Evaluate, config: RunConfig, documents: Any, layout: s
     from clearhead.train.evaluate_lengths import evaluate_lengths
 
     if layout or config.model.feedback_carry:
-        raise UserError("--lengths cuts windows that know nothing of what stood before them, which a memory does; score "
-                        "it with --memory full:N for several N")  # fmt: skip
+        raise UserError(
+            "--lengths cuts windows that know nothing of what stood before them, which a memory does; score it with "
+            "--memory full:N for several N"
+        )
     for name in ("context", "segments", "beams"):
         if getattr(asked, name) is not None:
             raise UserError(f"--{name} means nothing with --lengths, which says the contexts itself; leave it out")
@@ -297,8 +299,8 @@ def _print_lengths(result: Any, source: str) -> None:
     Console().print(table)
     left = f"; {result.left_out} shorter than the longest context left out" if result.left_out else ""
     print(
-        f"the same {result.tokens:,} tokens of {result.documents} documents at each context, {result.stride} to a window"
-        f"{left}; trained at {result.trained:,}"
+        f"the same {result.tokens:,} tokens of {result.documents} documents at each context, {result.stride} to a "
+        f"window{left}; trained at {result.trained:,}"
     )
 
 

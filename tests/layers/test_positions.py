@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from tests.attention.test_linear_length import BACKWARD, FORWARD, Largest, opened
 
 from clearhead.attention.attend import attend
 from clearhead.attention.mask import Mask
@@ -12,7 +13,6 @@ from clearhead.layers.position.ids import position_ids
 from clearhead.layers.position.rope import Rotation
 from clearhead.layers.position.sinusoidal import SinusoidalPosition, sinusoid
 from clearhead.layers.position.transformer_xl import RelativeXL
-from tests.attention.test_linear_length import BACKWARD, FORWARD, Largest, opened
 
 
 def test_positions_count_from_the_first_valid_token_and_restart_at_segments():

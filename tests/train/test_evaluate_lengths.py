@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.train.test_evaluate import SEPARATOR, Data
 from torch import nn
 
 from clearhead.errors import UserError
@@ -15,11 +14,14 @@ from clearhead.models.config import ModelConfig
 from clearhead.models.decoder import Decoder
 from clearhead.train.evaluate import evaluate
 from clearhead.train.evaluate_lengths import evaluate_lengths, last_position
+from tests.train.test_evaluate import SEPARATOR, Data
 
 
 def made(**options) -> Decoder:
     model = Decoder(
-        ModelConfig(vocab_size=11, layers=2, width=16, heads=2, context=8, dropout=0.3, **{"position": "alibi"} | options)
+        ModelConfig(
+            vocab_size=11, layers=2, width=16, heads=2, context=8, dropout=0.3, **{"position": "alibi"} | options
+        )
     )
     model.init_parameters(1)
     for parameter in model.parameters():  # larger weights, so that predictions depend on the context
@@ -100,7 +102,9 @@ def test_refusals_are_one_line(options, lengths, more, message):
 
 def test_learned_positions_of_hugging_face_end_where_their_table_does():
     transformers = pytest.importorskip("transformers")
-    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20, n_positions=16))
+    gpt2 = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20, n_positions=16)
+    )
     llama = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, vocab_size=20,
                                  intermediate_size=8, max_position_embeddings=16)

@@ -1,7 +1,7 @@
 """Biases that hang on the signed distance k - q alone: constant along diagonals.
 
-A block of n' rows and m' columns has n' + m' - 1 diagonals, so values are made, and gradients summed, once per diagonal.
-Columns with gaps (a block pattern's list) have no such runs; there each pair counts as a diagonal of its own.
+A block of n' rows and m' columns has n' + m' - 1 diagonals, so values are made, and gradients summed, once per
+diagonal. Columns with gaps (a block pattern's list) have no such runs; there each pair counts as a diagonal of its own.
 Shapes: b batch, h query heads, n query rows, m keys, l diagonals of a block.
 """
 

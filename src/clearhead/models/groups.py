@@ -27,9 +27,7 @@ def parameter_groups(model: nn.Module, *, temperature_lr_scale: float = 1.0) -> 
     """
     temperature = _parameters_below(model, SelectiveTemperatures | LearnedTemperatures)
     residual = _parameters_below(model, OmegaSum)
-    plain = _parameters_below(
-        model, nn.Embedding | nn.LayerNorm | nn.RMSNorm | FixedGate | ScorePosition | RelativeKey
-    )
+    plain = _parameters_below(model, nn.Embedding | nn.LayerNorm | nn.RMSNorm | FixedGate | ScorePosition | RelativeKey)
     groups: dict[str, list[nn.Parameter]] = {"matrices": [], "no_decay": [], "temperature": [], "residual": []}
     for parameter in model.parameters():
         if id(parameter) in temperature:

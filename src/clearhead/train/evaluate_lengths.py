@@ -90,7 +90,9 @@ def evaluate_lengths(
     """
     wanted = sorted(set(lengths))
     if not wanted or wanted[0] < 2:
-        raise UserError(f"--lengths: expected contexts of at least 2 tokens, got {', '.join(map(str, lengths)) or 'none'}")
+        raise UserError(
+            f"--lengths: expected contexts of at least 2 tokens, got {', '.join(map(str, lengths)) or 'none'}"
+        )
     end = last_position(model)
     if end is not None and wanted[-1] > end:
         raise UserError(

@@ -25,7 +25,9 @@ class FirePosition(ScorePosition):
     def __init__(self, heads: int, hidden: int, threshold: float) -> None:
         super().__init__()
         if hidden < 1 or not threshold > 0.0:
-            raise ValueError(f"FirePosition: expected hidden >= 1 and a threshold above 0, got {hidden} and {threshold}")
+            raise ValueError(
+                f"FirePosition: expected hidden >= 1 and a threshold above 0, got {hidden} and {threshold}"
+            )
         self.hidden, self.threshold = hidden, threshold
         last = 1.0 / math.sqrt(hidden)
         self.hidden_weight = nn.Parameter(torch.empty(hidden).uniform_(-1.0, 1.0))

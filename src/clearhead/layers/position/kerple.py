@@ -9,6 +9,7 @@ from clearhead.attention.kerple import KerpleBias
 from clearhead.init.standard import Draw
 from clearhead.layers.position.score import ScorePosition, wide
 
+
 class KerplePosition(ScorePosition):
     """-r1 log(1 + r2 |q - k|) or -r1 |q - k|^r2, r1 and r2 per head, shared by the layers of a stack as published.
 
