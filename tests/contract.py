@@ -179,8 +179,8 @@ class TestRule1EqualsTheReference:
         """Numeric differences. Detached extrema are constants by decree, which no difference quotient sees."""
         if isinstance(spec.weights, SelfAdjust) and spec.weights.detach_extrema:
             spec = replace(spec, weights=replace(spec.weights, detach_extrema=False))
-        some = [("causal", "alibi"), ("none", "dense_keys"), ("causal_left", "fire"), ("causal", "kerple"), ("none", "t5"),
-                ("causal", "kerple_power"), ("causal_left", "alibi")]  # fmt: skip
+        some = [("causal", "alibi"), ("none", "dense_keys"), ("causal_left", "fire"), ("causal", "kerple"),
+                ("none", "t5"), ("causal", "kerple_power"), ("causal_left", "alibi")]  # fmt: skip
         mask, bias = some[SPECS.index(spec) % len(some)] if spec in SPECS else some[0]
         bias = "none" if isinstance(spec.weights, Performer) else bias
         inputs = make_inputs(Case(spec, mask, bias, n=4, m=5, d=3, e=2, h=2, g=1), torch.float64, device)

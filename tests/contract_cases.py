@@ -289,12 +289,9 @@ def _kerple(c: Case, gen: torch.Generator) -> list[Tensor]:
 
 def _fire(c: Case, gen: torch.Generator) -> list[Tensor]:
     """Six hidden units; distances are stretched from place 11.5 on, so that most lengths meet both sides of it."""
-    units, out, base = (
-        torch.randn(2, 6, generator=gen),
-        torch.randn(c.h, 6, generator=gen),
-        torch.randn(c.h, generator=gen),
-    )
-    return [*units, out, base, torch.tensor([0.375]), torch.tensor([11.5])]
+    shapes = ((6,), (6,), (c.h, 6), (c.h,))
+    drawn = [torch.randn(shape, generator=gen) for shape in shapes]
+    return [*drawn, torch.tensor([0.375]), torch.tensor([11.5])]
 
 
 T5_DISTANCE = 20

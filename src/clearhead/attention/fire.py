@@ -116,9 +116,8 @@ class FireBias(Bias):
         g_longest_bn1 = (g_x_bnm * x_bnm).sum(dim=-1, keepdim=True) / (1.0 + c * longest_bn1)
         gradients[4] += (g_x_bnm * far_bnm / (1.0 + c * far_bnm)).sum() - (g_longest_bn1 * longest_bn1).sum()
         place_bn1 = place_bn1.to(c.dtype)
-        share_bn1 = (self.threshold > place_bn1).to(c.dtype) + 0.5 * (
-            self.threshold == place_bn1
-        )  # as `maximum` has it
+        # 1 while L is the larger, one half where both are equal: the gradient of `maximum`.
+        share_bn1 = (self.threshold > place_bn1).to(c.dtype) + 0.5 * (self.threshold == place_bn1)
         gradients[5] -= (g_longest_bn1 * c * share_bn1).sum()
 
     def check(self, b: int, h: int, n: int, m: int) -> None:

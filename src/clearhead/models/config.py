@@ -83,9 +83,9 @@ class ModelConfig:
     position: str = "rope"
     """none | learned | sinusoidal (both add to the embedding) | rope (turns q and k) | alibi (biases the scores) | t5
     (a learned bias per head and distance, one table for all layers of a stack) | kerple (a learned kernel of the
-    distance per head) | fire (a learned function of a distance that is stretched to the document's length) | xl (Transformer-XL: sinusoids of the
-    distance, read by each layer with a matrix and two vectors of its own) | relative_key (feedback only: a learned
-    vector per distance that is added to keys)."""
+    distance per head) | fire (a learned function of a distance that is stretched to the document's length) | xl
+    (Transformer-XL: sinusoids of the distance, read by each layer with a matrix and two vectors of its own) |
+    relative_key (feedback only: a learned vector per distance that is added to keys). See docs/positions.md."""
     rope_base: float = 10000.0
     """Base of the rotary frequencies."""
     relative_buckets: int = 32

@@ -1,14 +1,14 @@
-"""Bits per byte by context length, on the same text at every length: what a model makes of more context than it trained on.
+"""Bits per byte by context length, on the same text at every length: what a model makes of more than it trained on.
 
-For lengths c_1 < ... < c_K and a stride s <= c_1, a document of n predicted tokens is scored in blocks of s targets that
-end at e = c_K, c_K + s, c_K + 2s, ... <= n. Length c reads each block through one window:
+For lengths c_1 < ... < c_K and a stride s <= c_1, a document of n predicted tokens is scored in blocks of s targets
+that end at e = c_K, c_K + s, c_K + 2s, ... <= n. Length c reads each block through one window:
 
     inputs   [e - c, e)        read as a text that begins there: positions count from 0
-    scored   [e - s, e)        the same targets at every length, each with c - s + 1 .. c inputs before it
+    scored   [e - s, e)        the same targets at every length, each predicted from c - s + 1 .. c inputs
 
-So the lengths differ in nothing but what stands before the scored tokens. Documents with fewer than c_K predicted tokens
-hold no such block and are left out at every length, and so are the first c_K - s tokens of the others. The figure at c is
-no score of the whole text: compare it with the other lengths', not with `clearhead evaluate` without --lengths.
+So the lengths differ in nothing but what stands before the scored tokens. Documents with fewer than c_K predicted
+tokens hold no such block and are left out at every length, and so are the first c_K - s tokens of the others. The
+figure at c is no score of the whole text: compare it with the other lengths', not with a plain evaluation's.
 """
 
 from __future__ import annotations
@@ -90,13 +90,12 @@ def evaluate_lengths(
     """
     wanted = sorted(set(lengths))
     if not wanted or wanted[0] < 2:
+        told = ", ".join(map(str, lengths)) or "none"
+        raise UserError(f"--lengths: expected contexts of at least 2 tokens, got {told}")
+    last = last_position(model)
+    if last is not None and wanted[-1] > last:
         raise UserError(
-            f"--lengths: expected contexts of at least 2 tokens, got {', '.join(map(str, lengths)) or 'none'}"
-        )
-    end = last_position(model)
-    if end is not None and wanted[-1] > end:
-        raise UserError(
-            f"--lengths: {wanted[-1]} tokens, but this model's learned positions end at {end}; ask for lengths up to "
+            f"--lengths: {wanted[-1]} tokens, but this model's learned positions end at {last}; ask for lengths up to "
             f"there, or train with rope, alibi, t5, kerple or fire"
         )
     stride = wanted[0] // 2 if stride is None else stride

@@ -25,9 +25,7 @@ class FirePosition(ScorePosition):
     def __init__(self, heads: int, hidden: int, threshold: float) -> None:
         super().__init__()
         if hidden < 1 or not threshold > 0.0:
-            raise ValueError(
-                f"FirePosition: expected hidden >= 1 and a threshold above 0, got {hidden} and {threshold}"
-            )
+            raise ValueError(f"FirePosition: expected hidden units and a threshold above 0, got {hidden}, {threshold}")
         self.hidden, self.threshold = hidden, threshold
         last = 1.0 / math.sqrt(hidden)
         self.hidden_weight = nn.Parameter(torch.empty(hidden).uniform_(-1.0, 1.0))
@@ -50,5 +48,11 @@ class FirePosition(ScorePosition):
 
     def forward(self) -> FireBias:
         """The bias of one forward pass."""
-        learned = (self.hidden_weight, self.hidden_level, self.out_weight, self.base)
-        return FireBias(*map(wide, learned), wide(self.log_rate).exp(), wide(self.log_threshold).exp())
+        return FireBias(
+            wide(self.hidden_weight),
+            wide(self.hidden_level),
+            wide(self.out_weight),
+            wide(self.base),
+            wide(self.log_rate).exp(),
+            wide(self.log_threshold).exp(),
+        )
