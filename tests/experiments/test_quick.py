@@ -19,6 +19,7 @@ WRITES = [
     "feedback",
     "long_memory",
     "performer",
+    "positions",
     "rank_collapse",
     "trainability",
 ]
