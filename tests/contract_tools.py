@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from clearhead.attention.kerple import KerpleBias
 from clearhead.attention.selective import selective
 from clearhead.attention.spec import AttentionSpec, Laser, SelfAdjust, Softmax
 from clearhead.attention.t5 import T5Bias
+from clearhead.attention.terms import Rows
 from tests.contract_cases import (
     BACKEND_NAMES,
     SPECS,
@@ -49,13 +50,14 @@ IDEAS = ("softmax", "laser", "self_adjust", "laser+selective", "self_adjust:form
 class Result:
     """Output and gradients by name, detached.
 
-    `summands`: the Euclidean norm of the terms q * d q / tau whose sum over tokens is the gradient of a temperature per
-    head. They mostly cancel, and no sum is better than the roundings of its terms.
+    `summands`: by gradient, the Euclidean norm of the terms that it sums, where they mostly cancel: no sum is better
+    than the roundings of its terms. A temperature per head sums q * d q / tau over tokens; a constant that FIRE adds to
+    all scores of a head sums d scores, to 0 under softmax.
     """
 
     out: Tensor
     grads: dict[str, Tensor]
-    summands: float = 0.0
+    summands: dict[str, float] = field(default_factory=dict)
 
     def items(self) -> list[tuple[str, Tensor]]:
         return [("out", self.out), *(("d " + name, g) for name, g in self.grads.items())]
@@ -79,8 +81,29 @@ def run(inputs: Inputs, backend: str, call: Callable[..., Tensor] | None = None,
     )
     if "d tau_q" in dict(result.items()) and t["tau_q"].shape[2] == 1:
         terms = (t["q"].detach() * result.grads["q"]).sum(-1, keepdim=True) / t["tau_q"].detach()
-        result.summands = float(terms.double().norm())
+        result.summands["d tau_q"] = float(terms.double().norm())
+    whole = result.out.shape[:3] == (inputs.case.b, inputs.case.h, inputs.case.n) and inputs.case.m > 0
+    if whole and isinstance(inputs.bias(), FireBias) and "bias_0" in leaves:
+        norm = _norm_of_score_gradients(inputs)
+        result.summands |= {"d bias_1": norm, "d bias_3": norm}  # the levels, and the base
     return result
+
+
+def _norm_of_score_gradients(inputs: Inputs) -> float:
+    """The bias as a dense tensor, in float64: its gradient is that of the scores."""
+    c, bias = inputs.case, inputs.bias()
+    t = {name: x.detach().double() for name, x in inputs.tensors.items()}
+    assert bias is not None
+    mask = inputs.mask.resolve(c.n, c.m)
+    device = inputs.d_out.device
+    rows = Rows(torch.arange(c.n, device=device), torch.arange(c.m, device=device), mask.resolved_offset())
+    block = bias.within(mask.terms).block(rows).detach().double().expand(c.b, c.h, c.n, c.m)
+    dense = DenseBias(block.contiguous().requires_grad_())
+    temperatures = replace(inputs, tensors=t).temperatures()
+    out = attend(
+        t["q"], t["k"], t["v"], c.spec, mask=inputs.mask, bias=dense, temperatures=temperatures, backend="reference"
+    ).out
+    return float(torch.autograd.grad(out, dense.values, inputs.d_out.double().expand_as(out))[0].norm())
 
 
 @functools.lru_cache(maxsize=48)
@@ -150,7 +173,7 @@ def check(result: Result, true: Result, tolerance: float) -> None:
     wrong = []
     for (name, x), (_, t) in zip(result.items(), true.items(), strict=True):
         assert x.shape == t.shape, f"{name}: shape {tuple(x.shape)}, expected {tuple(t.shape)}"
-        error = error_of(x, t, true.summands if name == "d tau_q" else 0.0)
+        error = error_of(x, t, true.summands.get(name, 0.0))
         if not error <= tolerance:  # NaN fails too
             wrong.append(f"{name}: relative error {error:.2e} > {tolerance:.1e}")
     assert not wrong, "; ".join(wrong)
