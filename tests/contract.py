@@ -117,9 +117,20 @@ SHAPES = [
     dict(mask="dense", n=63, m=63, bias="dense_batch", h=4),
     dict(mask="causal_right", n=63, m=63, bias="dense:fixed"),
     dict(mask="window", n=200, m=200, b=1, bias="alibi"),
+    dict(mask="causal_segments", n=144, m=144, bias="fire"),
+    dict(mask="both_sides", n=63, m=63, bias="fire", h=4),
+    dict(mask="causal", n=144, m=144, bias="t5", g=1),
+    dict(mask="causal_left", n=128, m=128, bias="kerple"),
+    dict(mask="none", n=63, m=63, bias="kerple_power"),
 ]
 
 
+LEARNED = ("t5", "kerple", "kerple_power", "fire")  # the sample meets each mask with one of these
+BY_HAND = [
+    pytest.param(mask, bias, marks=() if bias not in LEARNED or LEARNED[place % 4] == bias else (pytest.mark.full,))
+    for place, mask in enumerate(MASKS)
+    for bias in ("none", "alibi", "dense_keys", *LEARNED)
+]
 SMALL_PATTERNS = {Window: Window(4), BigBird: BigBird(2, random_blocks=1)}  # that hide something of nine keys
 
 
@@ -138,8 +149,7 @@ class TestRule1EqualsTheReference:
         check(run(inputs, backend), true_for(inputs), TOLERANCE[dtype])
 
     @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.full) for part in range(1, 6))])
-    @pytest.mark.parametrize("bias", ["none", "alibi", "dense_keys"])
-    @pytest.mark.parametrize("mask", MASKS)
+    @pytest.mark.parametrize(("mask", "bias"), BY_HAND)
     def test_reference_by_hand(self, mask: str, bias: str, part: int, device: torch.device) -> None:
         """Row by row in plain Python, sharing no code with the package. A sixth of the specs at a time."""
         sizes = [(9, 9)] if MASKS[mask].square else [(9, 9), (4, 9), (9, 4)]
@@ -169,7 +179,9 @@ class TestRule1EqualsTheReference:
         """Numeric differences. Detached extrema are constants by decree, which no difference quotient sees."""
         if isinstance(spec.weights, SelfAdjust) and spec.weights.detach_extrema:
             spec = replace(spec, weights=replace(spec.weights, detach_extrema=False))
-        mask, bias = [("causal", "alibi"), ("none", "dense_keys"), ("causal_left", "alibi")][len(spec.text) % 3]
+        some = [("causal", "alibi"), ("none", "dense_keys"), ("causal_left", "fire"), ("causal", "kerple"),
+                ("none", "t5"), ("causal", "kerple_power"), ("causal_left", "alibi")]  # fmt: skip
+        mask, bias = some[SPECS.index(spec) % len(some)] if spec in SPECS else some[0]
         bias = "none" if isinstance(spec.weights, Performer) else bias
         inputs = make_inputs(Case(spec, mask, bias, n=4, m=5, d=3, e=2, h=2, g=1), torch.float64, device)
         names = list(inputs.tensors)
@@ -206,6 +218,8 @@ class TestRule2Causality:
             dict(mask="causal_left", bias="dense_keys"),
             dict(mask="causal_right"),
             dict(mask="causal_segments"),
+            dict(mask="causal_segments", bias="fire"),
+            dict(mask="causal", bias="t5"),
         ],
         ("fp32", "bf16", "fp64", "fp16"),
     )
@@ -258,7 +272,10 @@ class TestRule3CachedDecoding:
     rule = 3
     STEPS = ([1, 1, 1, 34, 5, 1, 1, 1, 1, 1], [1] * 47)  # longer than the specs' window
 
-    @sweep([dict(mask="causal", bias=b, n=47, m=47, h=4) for b in ("none", "alibi:fixed")], ("fp32", "bf16", "fp64"))
+    @sweep(
+        [dict(mask="causal", bias=b, n=47, m=47, h=4) for b in ("none", "alibi:fixed", "fire:fixed")],
+        ("fp32", "bf16", "fp64"),
+    )
     def test_steps(
         self, case: Case, backend: str, dtype: str, device: torch.device, refused: Callable[..., bool]
     ) -> None:
@@ -283,7 +300,7 @@ class TestRule3CachedDecoding:
                 out = attend(*qkv, case.spec, mask=Mask.causal(), state=cache, backend=backend, **arguments).out
                 assert error_of(out, full[:, :, again : again + 3]) <= TOLERANCE[dtype]
 
-    @sweep([dict(mask="causal", n=44, m=44, b=3, h=4, bias="alibi:fixed")], ("fp32", "bf16"))
+    @sweep([dict(mask="causal", n=44, m=44, b=3, h=4, bias=f"{b}:fixed") for b in ("alibi", "fire")], ("fp32", "bf16"))
     def test_ragged_rows(
         self, case: Case, backend: str, dtype: str, device: torch.device, refused: Callable[..., bool]
     ) -> None:
@@ -397,6 +414,8 @@ class TestRule4Padding:
             dict(mask="both_sides", bias="alibi:fixed"),
             dict(mask="causal_left", h=4, n=128, m=128),
             dict(mask="causal_right"),
+            dict(mask="left", bias="fire"),
+            dict(mask="causal_left", bias="kerple"),
         ],
         ("fp32", "bf16", "fp64"),
     )
@@ -457,7 +476,13 @@ class TestRule4Padding:
         same(result, run(inputs, backend))
 
     @sweep(
-        [dict(mask="none", n=5, m=0), dict(mask="none", n=0, m=5), dict(mask="causal", n=5, m=0)],
+        [
+            dict(mask="none", n=5, m=0),
+            dict(mask="none", n=0, m=5),
+            dict(mask="causal", n=5, m=0),
+            dict(mask="causal", n=5, m=0, bias="t5:fixed"),
+            dict(mask="causal_left", n=0, m=5, bias="fire"),
+        ],
         also=tuple(s.text for s in PLAIN),
     )
     def test_no_keys_and_no_queries(
@@ -485,6 +510,8 @@ class TestRule5GroupsAndCross:
             dict(mask="dense", h=6, g=2),
             dict(mask="left", h=4, g=1, bias="alibi"),
             dict(mask="none", h=4, g=1, n=7, m=63),
+            dict(mask="causal", h=4, g=2, bias="t5"),
+            dict(mask="left", h=4, g=1, bias="fire"),
         ],
         ("fp32", "bf16", "fp64"),
     )

@@ -20,6 +20,8 @@ from torch import Tensor
 from clearhead.attention.backends import BACKENDS
 from clearhead.attention.bias import ALiBi, Bias, DenseBias
 from clearhead.attention.bigbird import BlockLayout
+from clearhead.attention.fire import FireBias
+from clearhead.attention.kerple import KerpleBias
 from clearhead.attention.mask import Mask
 from clearhead.attention.selective import Temperatures
 from clearhead.attention.spec import (
@@ -33,6 +35,7 @@ from clearhead.attention.spec import (
     SelfAdjust,
     Window,
 )
+from clearhead.attention.t5 import T5Bias
 from clearhead.errors import UserError
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -280,13 +283,32 @@ def sees_by_hand(case: Case) -> Tensor:
     return _sees(case.mask, plain, case.b, case.h, case.n, case.m, dataclasses.replace(case, spec=plain)).clone()
 
 
-BIASES: dict[str, Callable[[Case, torch.Generator], tuple[type[Bias], Tensor] | None]] = {
+def _kerple(c: Case, gen: torch.Generator) -> list[Tensor]:
+    return [0.2 + torch.rand(c.h, generator=gen) for _ in range(2)]
+
+
+def _fire(c: Case, gen: torch.Generator) -> list[Tensor]:
+    """Six hidden units; distances are stretched from place 11.5 on, so that most lengths meet both sides of it."""
+    shapes = ((6,), (6,), (c.h, 6), (c.h,))
+    drawn = [torch.randn(shape, generator=gen) for shape in shapes]
+    return [*drawn, torch.tensor([0.375]), torch.tensor([11.5])]
+
+
+T5_DISTANCE = 20
+# How a bias is made of its tensors, and these.
+BIASES: dict[str, Callable[[Case, torch.Generator], tuple[Callable[..., Bias], list[Tensor]] | None]] = {
     "none": lambda c, gen: None,
-    "alibi": lambda c, gen: (ALiBi, ALiBi.default_slopes(c.h)),
-    "dense": lambda c, gen: (DenseBias, torch.randn(c.b, c.h, c.n, c.m, generator=gen)),
-    "dense_keys": lambda c, gen: (DenseBias, torch.randn(1, c.h, 1, c.m, generator=gen)),
-    "dense_batch": lambda c, gen: (DenseBias, torch.randn(c.b, 1, c.n, c.m, generator=gen)),
-}
+    "alibi": lambda c, gen: (ALiBi, [ALiBi.default_slopes(c.h)]),
+    "dense": lambda c, gen: (DenseBias, [torch.randn(c.b, c.h, c.n, c.m, generator=gen)]),
+    "dense_keys": lambda c, gen: (DenseBias, [torch.randn(1, c.h, 1, c.m, generator=gen)]),
+    "dense_batch": lambda c, gen: (DenseBias, [torch.randn(c.b, 1, c.n, c.m, generator=gen)]),
+    "t5": lambda c, gen: (
+        functools.partial(T5Bias, max_distance=T5_DISTANCE, bidirectional=True), [torch.randn(c.h, 8, generator=gen)]
+    ),
+    "kerple": lambda c, gen: (KerpleBias, _kerple(c, gen)),
+    "kerple_power": lambda c, gen: (functools.partial(KerpleBias, form="power"), _kerple(c, gen)),
+    "fire": lambda c, gen: (FireBias, _fire(c, gen)),
+}  # fmt: skip
 
 
 # ---- inputs and runs -------------------------------------------------------------------------------------------------
@@ -304,17 +326,19 @@ def _exact(x: Tensor) -> Tensor:
 
 @dataclass
 class Inputs:
-    """Leaf tensors of a call by name (q, k, v, and where the case has them tau_q, tau_k, tau_v, bias), and d out."""
+    """Leaf tensors of a call by name (q, k, v, and where the case has them tau_q, tau_k, tau_v, bias_0, bias_1, ...),
+    and d out."""
 
     case: Case
     tensors: dict[str, Tensor]
     d_out: Tensor
-    bias_class: type[Bias] | None = None
-    grad_bias: bool = True
+    make_bias: Callable[..., Bias] | None = None
     mask: Mask = field(default_factory=Mask)
 
     def bias(self) -> Bias | None:
-        return None if self.bias_class is None else self.bias_class(self.tensors["bias"])  # type: ignore[call-arg]
+        if self.make_bias is None:
+            return None
+        return self.make_bias(*(x for name, x in self.tensors.items() if name.startswith("bias")))
 
     def temperatures(self) -> Temperatures | None:
         if self.case.spec.temperature is None:
@@ -348,14 +372,14 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, *, grad: b
     name, _, fixed = c.bias.partition(":")
     made = BIASES[name](c, gen)
     if made is not None:
-        raw["bias"] = made[1]
+        raw |= {f"bias_{i}": x for i, x in enumerate(made[1])}
     tensors = {}
     for key, x in raw.items():
         x = _exact(x).to(device, dtype if key in "qkv" else wide)
-        tensors[key] = x.requires_grad_(grad and not (key == "bias" and fixed))
+        tensors[key] = x.requires_grad_(grad and not (key.startswith("bias") and fixed))
     mask = MASKS[c.mask].make(layout, device)
     # `minmax` and `range` divide by the spread of a row's scores: a row of one or two keys may have next to none.
     if isinstance(c.spec.weights, SelfAdjust) and c.spec.weights.form in ("minmax", "range"):
         count = c.spec.pattern.within(mask, c.h, c.m).visible_count(c.n, c.m, device)
         d_out = d_out.to(device).masked_fill((count < 3).unsqueeze(-1), 0.0)
-    return Inputs(case, tensors, d_out.to(device, dtype), None if made is None else made[0], grad and not fixed, mask)
+    return Inputs(case, tensors, d_out.to(device, dtype), None if made is None else made[0], mask)

@@ -237,6 +237,8 @@ class TestRule7Compile:
             dict(mask="left", bias="dense_keys"),
             dict(mask="causal_segments", bias="alibi"),
             dict(mask="dense", n=7, m=63),
+            dict(mask="causal_left", bias="fire"),
+            dict(mask="causal", n=63, bias="kerple"),
         ],
         also=(),
         each=IDEAS,
@@ -267,7 +269,8 @@ class TestRule7Compile:
     @pytest.mark.parametrize("backend", ["chunked"])
     @pytest.mark.parametrize("spec", [pytest.param(s, id=s.text, marks=in_sample(s.text, IDEAS[:3])) for s in TILED])
     @pytest.mark.parametrize(
-        ("mask", "bias"), [("causal", "alibi"), ("causal_segments", "dense_keys"), ("left", "none")]
+        ("mask", "bias"),
+        [("causal", "alibi"), ("causal_segments", "dense_keys"), ("left", "none"), ("causal_segments", "fire")],
     )
     def test_opcheck(self, spec: AttentionSpec, backend: str, mask: str, bias: str, device: torch.device) -> None:
         """torch.library's own checks of the chunked kernel's operators, and of their backward operators."""
@@ -277,7 +280,7 @@ class TestRule7Compile:
         inputs = make_inputs(Case(spec, mask, bias, n=9, m=9, d=4, e=4, h=2, g=1), torch.float32, device)
         code, mask_tensors = inputs.mask.resolve(9, 9).encode()
         bias_object = inputs.bias()
-        name, bias_tensors = ("", []) if bias_object is None else (bias_object.code, bias_object.tensors())
+        name, bias_tensors = ("", []) if bias_object is None else (bias_object.text, bias_object.tensors())
         t = inputs.tensors
         told = (t["q"], t["k"], t["v"], spec.text, code, mask_tensors, name, bias_tensors, 0.5)
         if is_laser(spec):

@@ -9,20 +9,36 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from clearhead.attention.attend import attend
-from clearhead.attention.bias import ALiBi, DenseBias
+from clearhead.attention.bias import ALiBi, Bias, DenseBias
 from clearhead.attention.explain import explain
+from clearhead.attention.fire import FireBias
+from clearhead.attention.kerple import KerpleBias
 from clearhead.attention.selective import selective
 from clearhead.attention.spec import AttentionSpec, Laser, SelfAdjust, Softmax
-from tests.contract_cases import BACKEND_NAMES, SPECS, Case, Inputs, make_inputs, offsets_by_hand, sees_by_hand
+from clearhead.attention.t5 import T5Bias
+from clearhead.attention.terms import Rows
+from tests.contract_cases import (
+    BACKEND_NAMES,
+    SPECS,
+    T5_DISTANCE,
+    Case,
+    Inputs,
+    Layout,
+    document,
+    make_inputs,
+    offsets_by_hand,
+    sees_by_hand,
+)
 
 # Relative error in the Euclidean norm, output and every gradient. Half precision: a few roundings of inputs and output.
 TOLERANCE = {"fp64": 1e-10, "fp32": 2e-5, "bf16": 1.5e-2, "fp16": 2e-3}
@@ -34,13 +50,14 @@ IDEAS = ("softmax", "laser", "self_adjust", "laser+selective", "self_adjust:form
 class Result:
     """Output and gradients by name, detached.
 
-    `summands`: the Euclidean norm of the terms q * d q / tau whose sum over tokens is the gradient of a temperature per
-    head. They mostly cancel, and no sum is better than the roundings of its terms.
+    `summands`: by gradient, the Euclidean norm of the terms that it sums, where they mostly cancel: no sum is better
+    than the roundings of its terms. A temperature per head sums q * d q / tau over tokens; a constant that FIRE adds to
+    all scores of a head sums d scores, to 0 under softmax.
     """
 
     out: Tensor
     grads: dict[str, Tensor]
-    summands: float = 0.0
+    summands: dict[str, float] = field(default_factory=dict)
 
     def items(self) -> list[tuple[str, Tensor]]:
         return [("out", self.out), *(("d " + name, g) for name, g in self.grads.items())]
@@ -64,8 +81,29 @@ def run(inputs: Inputs, backend: str, call: Callable[..., Tensor] | None = None,
     )
     if "d tau_q" in dict(result.items()) and t["tau_q"].shape[2] == 1:
         terms = (t["q"].detach() * result.grads["q"]).sum(-1, keepdim=True) / t["tau_q"].detach()
-        result.summands = float(terms.double().norm())
+        result.summands["d tau_q"] = float(terms.double().norm())
+    whole = result.out.shape[:3] == (inputs.case.b, inputs.case.h, inputs.case.n) and inputs.case.m > 0
+    if whole and isinstance(inputs.bias(), FireBias) and "bias_0" in leaves:
+        norm = _norm_of_score_gradients(inputs)
+        result.summands |= {"d bias_1": norm, "d bias_3": norm}  # the levels, and the base
     return result
+
+
+def _norm_of_score_gradients(inputs: Inputs) -> float:
+    """The bias as a dense tensor, in float64: its gradient is that of the scores."""
+    c, bias = inputs.case, inputs.bias()
+    t = {name: x.detach().double() for name, x in inputs.tensors.items()}
+    assert bias is not None
+    mask = inputs.mask.resolve(c.n, c.m)
+    device = inputs.d_out.device
+    rows = Rows(torch.arange(c.n, device=device), torch.arange(c.m, device=device), mask.resolved_offset())
+    block = bias.within(mask.terms).block(rows).detach().double().expand(c.b, c.h, c.n, c.m)
+    dense = DenseBias(block.contiguous().requires_grad_())
+    temperatures = replace(inputs, tensors=t).temperatures()
+    out = attend(
+        t["q"], t["k"], t["v"], c.spec, mask=inputs.mask, bias=dense, temperatures=temperatures, backend="reference"
+    ).out
+    return float(torch.autograd.grad(out, dense.values, inputs.d_out.double().expand_as(out))[0].norm())
 
 
 @functools.lru_cache(maxsize=48)
@@ -135,7 +173,7 @@ def check(result: Result, true: Result, tolerance: float) -> None:
     wrong = []
     for (name, x), (_, t) in zip(result.items(), true.items(), strict=True):
         assert x.shape == t.shape, f"{name}: shape {tuple(x.shape)}, expected {tuple(t.shape)}"
-        error = error_of(x, t, true.summands if name == "d tau_q" else 0.0)
+        error = error_of(x, t, true.summands.get(name, 0.0))
         if not error <= tolerance:  # NaN fails too
             wrong.append(f"{name}: relative error {error:.2e} > {tolerance:.1e}")
     assert not wrong, "; ".join(wrong)
@@ -156,7 +194,7 @@ def by_hand(inputs: Inputs) -> Result | None:
         q = q * t["tau_q"]
     if "tau_k" in t:
         k, v = k * t["tau_k"].unsqueeze(-1), v * t["tau_v"]
-    rows = []
+    rows, bias = [], inputs.bias()
     for b, h, i in itertools.product(range(case.b), range(case.h), range(case.n)):
         p, group = i + offset[b], h // (case.h // case.g)
         js = sees[b, h, i].nonzero().flatten().tolist()
@@ -164,15 +202,42 @@ def by_hand(inputs: Inputs) -> Result | None:
             rows.append((q[b, h, i, :1] * 0.0).expand(case.e))
             continue
         x = (k[b, group, js] @ q[b, h, i]) / case.d**0.5
-        if inputs.bias_class is ALiBi:
-            x = x - t["bias"][h] * torch.tensor([abs(p - j) for j in js], dtype=x.dtype, device=x.device)
-        elif inputs.bias_class is DenseBias:
-            x = x + t["bias"].expand(case.b, case.h, case.n, case.m)[b, h, i, js]
+        if bias is not None:
+            x = x + _bias_by_hand(bias, case, b, h, i, p, js)
         w = _weights_by_hand(spec, x)
         values = v[b, group, js]
         rows.append((w @ values.exp()).log() if is_laser(spec) else w @ values)
     out = torch.stack(rows).view(case.b, case.h, case.n, case.e)
     return run(inputs, "", call=lambda _: out)
+
+
+def _bias_by_hand(bias: Bias, case: Case, b: int, h: int, i: int, p: int, js: list[int]) -> Tensor:
+    """What a bias adds to the scores of row i, whose position is p, at the keys js: the papers' formulas."""
+    t = bias.tensors()
+    if isinstance(bias, DenseBias):
+        return t[0].expand(case.b, case.h, case.n, case.m)[b, h, i, js]
+    if isinstance(bias, T5Bias):
+        return t[0][h, [_bucket_by_hand(j - p, t[0].shape[1] // 2) for j in js]]
+    far = torch.tensor([abs(p - j) for j in js], dtype=t[0].dtype, device=t[0].device)
+    if isinstance(bias, ALiBi):
+        return -t[0][h] * far
+    if isinstance(bias, KerpleBias):
+        return -t[0][h] * ((1.0 + t[1][h] * far).log() if bias.form == "log" else far ** t[1][h])
+    assert isinstance(bias, FireBias)
+    weight, level, out, base, c, threshold = t
+    place = max(p - document(case.mask, Layout(case), b, p)[0], 0)
+    longest = max(threshold, threshold.new_tensor([float(place)]))
+    x = (c * far + 1.0).log() / (c * longest + 1.0).log()
+    return (weight * x[:, None] + level).relu() @ out[h] + base[h]
+
+
+def _bucket_by_hand(distance: int, side: int) -> int:
+    """The released T5's rule for attention that looks both ways."""
+    far, exact = abs(distance), side // 2
+    if far >= exact:
+        share = math.log(far / exact) / math.log(T5_DISTANCE / exact)
+        far = min(exact + int(share * (side - exact) + 1e-9), side - 1)
+    return far + (side if distance > 0 else 0)
 
 
 def _weights_by_hand(spec: AttentionSpec, x: Tensor) -> Tensor:

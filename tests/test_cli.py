@@ -407,6 +407,20 @@ def test_evaluate_prints_documents_and_the_total(trained, capsys):
         assert f"{document['bits_per_byte']:.4f}" in table
 
 
+def test_evaluate_by_length_scores_the_same_tokens_beyond_the_trained_context(trained, capsys):
+    command = ["evaluate", str(trained), "--split", "train", "--tokens", "300", "--lengths", "64", "16", "32"]
+    assert run(*command) == 0
+    table = capsys.readouterr().out
+    assert run(*command, "--json") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["trained_context"], values["stride"]) == (32, 8)
+    assert [one["context"] for one in values["lengths"]] == [16, 32, 64]
+    assert {one["tokens"] for one in values["lengths"]} == {values["tokens"]}
+    for one in values["lengths"]:
+        assert f"{one['bits_per_byte']:.4f}" in table
+    assert "32 (trained)" in table
+
+
 def test_evaluate_reads_other_text(trained, tmp_path, capsys):
     (tmp_path / "other.txt").write_text("A line of other text.\n" * 100)
     assert run("evaluate", str(trained), "--data", "other.txt", "--split", "all", "--json") == 0
@@ -430,6 +444,9 @@ def test_generate_repeats_with_its_seed_and_begins_with_the_prompt(trained, caps
         (["generate", "--top-k", "0"], "top_k: expected at least 1"),
         (["generate", "--temperature", "-1"], "temperature: expected at least 0"),
         (["evaluate", "--stride", "999"], "expected 1 <= stride <= context"),
+        (["evaluate", "--lengths", "32", "64", "--context", "16"], "--context means nothing with --lengths"),
+        (["evaluate", "--lengths", "64", "--memory", "full:64"], "which a memory does"),
+        (["evaluate", "--lengths", "64", "--stride", "99"], "expected 1 <= stride <= 64"),
         (["evaluate", "--data", "absent.txt"], "no such file or folder: absent.txt"),
     ],
 )

@@ -90,6 +90,7 @@ def test_a_masked_run_is_scored_and_fills_in(runs, capsys):
         (["generate", "RUNS/pairs", "--prompt", "many words " * 40], "translate sentence by sentence"),
         (["generate", "RUNS/text", "--prompt", "no mask"], "write [MASK] for each hidden token (a byte)"),
         (["generate", "RUNS/text", "--prompt", "[MASK]", "--top-k", "3"], "takes the likeliest tokens"),
+        (["evaluate", "RUNS/pairs", "--lengths", "8", "16"], "--lengths compares contexts"),
         (["evaluate", "RUNS/pairs", "--stride", "3"], "--stride means nothing for a translation run"),
         (["evaluate", "RUNS/pairs", "--split", "all"], "pairs are scored by split"),
         (["evaluate", "RUNS/text", "--beams", "3"], "--beams means nothing for a masked_lm run"),

@@ -216,10 +216,14 @@ class Evaluate:
     """Other text: a name from `clearhead data list`, or a file or folder; read with the run's tokenizer."""
     context: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the run's)")] = None
     """Tokens that a prediction can look back on at most."""
+    lengths: Annotated[tuple[int, ...], arg(metavar="INT ...", help_behavior_hint="(default: none)")] = ()
+    """causal_lm only: score the same tokens with each of these contexts, up to beyond the run's own; documents shorter
+    than the longest are left out."""
     memory: Annotated[str | None, arg(metavar="LAYOUT", help_behavior_hint="(default: the run's)")] = None
     """Another memory than in training, such as full:2048: documents are read segment by segment."""
     stride: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: half the context)")] = None
-    """Tokens that each further window scores; smaller is slower and gives more context."""
+    """Tokens that each further window scores; smaller is slower and gives more context. With --lengths: half of the
+    shortest."""
     tokens: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
     """Score about so many tokens, spread evenly over the documents."""
     beams: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the run's)")] = None
@@ -244,6 +248,7 @@ class Evaluate:
     clearhead evaluate runs/first
     clearhead evaluate runs/first --split val --json
     clearhead evaluate runs/first --data moby.txt --split all
+    clearhead evaluate runs/first --lengths 256 512 1024 2048
     clearhead evaluate runs/memory --memory full:2048
     clearhead evaluate runs/en-de --beams 4
     clearhead evaluate runs/first --segments sentence:64
@@ -368,7 +373,7 @@ class Explain:
     segment: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the length)")] = None
     """With --memory: tokens read at a time."""
     position: str = "xl"
-    """With --memory: how positions are told: xl, rope, alibi, t5 or none."""
+    """With --memory: how positions are told: xl, rope, alibi, t5, kerple, fire or none."""
 
     EXAMPLES = """
     clearhead explain softmax

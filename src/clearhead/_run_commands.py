@@ -32,6 +32,8 @@ def evaluate(asked: Evaluate) -> None:
     if asked.context is not None and source.startswith(SYNTHETIC):
         context = asked.context  # drawn at that length, not at the run's
     data = dataclasses.replace(config.data, source=source, context=context)
+    if asked.lengths and (config.task != "causal_lm" or config.data.synthetic is not None):
+        raise UserError("--lengths compares contexts on the text of a causal_lm run; leave it out")
     by_task = {"causal_lm": _score_text, "masked_lm": _score_masked, "translation": _score_pairs}
     generated = config.data.synthetic is not None
     if generated != (data.synthetic is not None):
@@ -125,6 +127,8 @@ def _score_text(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, m
     _refuse(asked, config, "beams")
     documents = documents_for(tokenizer, data, asked.split, progress=_say)
     layout = (config.model.memory if asked.memory is None else asked.memory) or None
+    if asked.lengths:
+        return _score_lengths(asked, config, documents, layout, model), _print_lengths
     if layout or config.model.feedback_carry:
         if asked.stride is not None:
             raise UserError("--stride means nothing with a memory: segments follow each other; leave it out")
@@ -136,6 +140,23 @@ def _score_text(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, m
             model, documents, asked.split, context=asked.context, stride=asked.stride, max_tokens=asked.tokens
         )
     return result, _print_text
+
+
+def _score_lengths(asked: Evaluate, config: RunConfig, documents: Any, layout: str | None, model: Any) -> Any:
+    from clearhead.train.evaluate_lengths import evaluate_lengths
+
+    if layout or config.model.feedback_carry:
+        raise UserError(
+            "--lengths cuts windows that know nothing of what stood before them, which a memory does; score it with "
+            "--memory full:N for several N"
+        )
+    for name in ("context", "segments", "beams"):
+        if getattr(asked, name) is not None:
+            raise UserError(f"--{name} means nothing with --lengths, which says the contexts itself; leave it out")
+    return evaluate_lengths(
+        model, documents, asked.split, asked.lengths, trained=config.data.context, stride=asked.stride,
+        max_tokens=asked.tokens,
+    )  # fmt: skip
 
 
 def _score_masked(asked: Evaluate, config: RunConfig, data: Any, tokenizer: Any, model: Any) -> tuple[Any, Any]:
@@ -259,6 +280,28 @@ def _print_text(result: Any, source: str) -> None:
         print(f"segments of {result.context} tokens, memory {result.memory}")
     else:
         print(f"context {result.context}, each further window scores {result.stride} tokens")
+
+
+def _print_lengths(result: Any, source: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result.results[0].split} of {source}", title_justify="left")
+    for name in ("context", "bits per byte", "to the shortest", "perplexity per token"):
+        table.add_column(name, justify="right")
+    first = result.results[0].bits_per_byte
+    for one in result.results:
+        trained = " (trained)" if one.context == result.trained else ""
+        table.add_row(
+            f"{one.context:,}{trained}", f"{one.bits_per_byte:.4f}", f"{one.bits_per_byte - first:+.4f}",
+            f"{one.perplexity:.3f}",
+        )  # fmt: skip
+    Console().print(table)
+    left = f"; {result.left_out} shorter than the longest context left out" if result.left_out else ""
+    print(
+        f"the same {result.tokens:,} tokens of {result.documents} documents at each context, {result.stride} to a "
+        f"window{left}; trained at {result.trained:,}"
+    )
 
 
 def _print_masked(result: Any, source: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from clearhead import cli
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = sorted([*DOCS.glob("adopt-*.md"), DOCS / "lm-eval.md"])
+PAGES = sorted([*DOCS.glob("adopt-*.md"), DOCS / "lm-eval.md", DOCS / "positions.md"])
 NEEDS = {
     "adopt-timm.md": ("timm",),
     "adopt-hugging-face.md": ("transformers",),

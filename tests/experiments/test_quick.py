@@ -22,6 +22,7 @@ WRITES = [
     "feedback",
     "long_memory",
     "performer",
+    "positions",
     "rank_collapse",
     "trainability",
 ]

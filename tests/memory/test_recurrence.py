@@ -53,6 +53,23 @@ def test_segments_equal_one_masked_pass(make_decoder, stream_tokens, layout, spa
     torch.testing.assert_close(decoded, want, **TOLERANCE)
 
 
+@pytest.mark.parametrize("position", ["alibi", "t5", "kerple", "fire"])
+@pytest.mark.parametrize("text", ["full:40", "last:1,long=9,short=2", "full:5,range=window"])
+@torch.no_grad()
+def test_positions_on_scores_read_a_memory(make_decoder, stream_tokens, text, position):
+    """By segments and token by token alike; with a memory that holds everything, like one pass without a memory."""
+    model = make_decoder(position=position, memory=text)
+    want = by_segments(model, stream_tokens, model.new_memory(3))
+    state = model.new_stream(3)
+    cuts = [1] * 9 + [8, 3, 3]
+    decoded = torch.cat([model(x, state=state) for x in stream_tokens.split(cuts, dim=1)], dim=1)
+    torch.testing.assert_close(decoded, want, **TOLERANCE)
+    if text == "full:40":
+        plain = make_decoder(position=position)
+        plain.load_state_dict(model.state_dict())
+        torch.testing.assert_close(plain(stream_tokens), want, **TOLERANCE)
+
+
 DOCUMENTS = torch.tensor(
     [
         [5] * 3 + [6] * 8 + [7] * 12,  # a border inside each of the first segments

@@ -24,6 +24,12 @@ CASES = [
         {"attention": spec, "position": "t5", "relative_buckets": 6, "relative_max_distance": 9}
         for spec in ("softmax", "laser", "self_adjust+window:5", "laser+bigbird:block_size=2,random_blocks=1")
     ],
+    *[
+        {"attention": spec, "position": "fire", "fire_hidden": 5, "fire_threshold": 3.5}
+        for spec in ("softmax", "self_adjust+window:5", "laser+bigbird:block_size=2,random_blocks=1")
+    ],
+    {"attention": "laser+selective", "position": "kerple", "kv_heads": 2},
+    {"attention": "self_adjust", "position": "kerple", "kerple_form": "power"},
     {"attention": "performer:features=16", "position": "rope", "kv_heads": 2},
     {
         "attention": "performer:kernel=relu,features=16+laser+selective",

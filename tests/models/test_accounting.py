@@ -25,7 +25,10 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
+LEARNED = [{"position": "t5"}, {"position": "kerple"}, {"position": "fire"}]  # no fused kernel trains them
+
+
+@pytest.mark.parametrize("options", VARIANTS + LEARNED, ids=str)
 def test_every_parameter_is_in_exactly_one_group_and_one_part(options):
     model = Decoder(dataclasses.replace(BASE, **options))
     groups = model.parameter_groups()

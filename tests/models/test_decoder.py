@@ -69,9 +69,16 @@ def test_padding_carries_no_gradient(make_model, tokens):
     assert embedded[0].grad[:, 8:].abs().max() > 0
 
 
-@pytest.mark.parametrize("attention", ["softmax", "laser", "self_adjust", "softmax+selective", "laser+learned"])
-def test_compiles_whole_and_gives_the_same(make_model, tokens, attention):
-    model = make_model(attention=attention, kv_heads=2, qk_norm=True, output_gate="fixed").float()
+@pytest.mark.parametrize(
+    ("attention", "position"),
+    [
+        *((text, "rope") for text in ("softmax", "laser", "self_adjust", "softmax+selective", "laser+learned")),
+        ("softmax", "kerple"),
+        ("self_adjust", "fire"),
+    ],
+)
+def test_compiles_whole_and_gives_the_same(make_model, tokens, attention, position):
+    model = make_model(attention=attention, position=position, kv_heads=2, qk_norm=True, output_gate="fixed").float()
     segments = torch.arange(20).div(8, rounding_mode="floor").expand(3, -1).contiguous()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

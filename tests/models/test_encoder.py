@@ -46,7 +46,7 @@ def test_padding_is_invisible(make_model, tokens, case, side):
     padding_is_invisible(make_model(**case), tokens, side)
 
 
-@pytest.mark.parametrize("position", ["none", "t5", "alibi", "xl"])
+@pytest.mark.parametrize("position", ["none", "t5", "alibi", "xl", "kerple", "fire"])
 def test_the_only_order_is_the_position_s(make_model, tokens, position):
     """Without positions a permutation of the tokens permutes the logits; with them it does not."""
     model = make_model(architecture="encoder", position=position)

@@ -38,6 +38,8 @@ CASES = [
 # What the model written out does not know goes through the properties alone.
 MORE = [
     {"attention": "self_adjust", "position": "sinusoidal"},
+    {"position": "kerple", "attention": "laser"},
+    {"position": "fire", "fire_hidden": 5, "fire_threshold": 2.5},
     {"attention": "softmax+selective", "temperature_on": "value", "output_gate": "head", "feed_forward": "swiglu"},
     {"attention": "self_adjust+learned", "position": "none", "embedding_norm": True, "norm_placement": "post"},
 ]

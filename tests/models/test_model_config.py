@@ -67,6 +67,11 @@ def test_attention_and_targets_are_kept_in_canonical_form():
         ({"position": "xl", "architecture": "feedback"}, "places each memory on its own"),
         ({"position": "xl", "attention": "performer"}, "it adds to scores"),
         ({"memory": "full:8", "attention": "performer"}, "carries the whole past"),
+        ({"position": "kerple", "kerple_form": "gauss"}, "kerple_form"),
+        ({"position": "fire", "attention": "performer"}, "it adds to scores"),
+        ({"position": "fire", "fire_threshold": -1.0}, "a length above 0, got -1.0"),
+        ({"position": "rope", "fire_threshold": 8.0}, "only position=fire has a threshold, not rope"),
+        ({"position": "fire", "fire_hidden": 0}, "fire_hidden: expected a whole number of at least 1"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(options, message):

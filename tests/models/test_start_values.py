@@ -94,3 +94,29 @@ def test_temperatures_do_not_move_the_start_of_the_function():
     plain = Decoder(BASE)
     gated = Decoder(dataclasses.replace(BASE, attention="softmax+learned", output_gate="element"))
     assert torch.equal(plain(tokens), gated(tokens))
+
+
+@pytest.mark.parametrize("init", ["standard", "deepscale"])
+@pytest.mark.parametrize("position", ["kerple", "fire"])
+def test_learned_positions_start_by_the_seed_and_every_parameter_learns(position, init):
+    """FIRE's threshold learns only where a document is longer than it; here it starts at 8 of 24."""
+    config = ModelConfig(
+        vocab_size=31, layers=2, width=24, heads=4, context=24, position=position, init=init,
+        fire_threshold=8.0 if position == "fire" else None,
+    )  # fmt: skip
+    model, again = Decoder(config), Decoder(config)
+    other = Decoder(config)
+    other.init_parameters(1)
+    for name, parameter in model.relative.named_parameters():
+        assert torch.equal(parameter, again.relative.get_parameter(name))
+        drawn = parameter.numel() > 1 and name != "base"
+        assert torch.equal(parameter, other.relative.get_parameter(name)) != drawn
+    tokens = torch.randint(0, 31, (3, 24), generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    loss.backward()
+    for name, parameter in model.relative.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all()
+        if name != "base":  # a constant for all keys of a head, which softmax forgets
+            assert parameter.grad.abs().max() > 0, name

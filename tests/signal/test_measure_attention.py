@@ -12,8 +12,10 @@ from torch import Tensor
 
 from clearhead.attention.attend import attend
 from clearhead.attention.observe import WATCHERS, watching
+from clearhead.attention.terms import Rows
 from clearhead.models.config import PRESETS
 from clearhead.models.make import build_model
+from clearhead.signal.attention_probe import Sample
 from clearhead.signal.measurement import measure
 from clearhead.signal.trace import AttentionStats
 from tests.anatomy.hf_models import batch_for, build
@@ -82,6 +84,8 @@ def by_head(x: Tensor, sequence: list[int]) -> Tensor:
         {"attention": "softmax+selective"},
         {"qk_norm": True, "norm_placement": "post"},
         {"architecture": "encoder", "position": "t5"},
+        {"position": "fire"},
+        {"position": "kerple"},
     ],
     ids=str,
 )
@@ -107,8 +111,6 @@ def test_our_models(changes: dict[str, Any], padded: bool) -> None:
         keys = call.k.repeat_interleave(call.q.shape[1] // call.k.shape[1], dim=1)
         scores = call.q @ keys.mT * call.scale
         if call.bias is not None:
-            from clearhead.attention.terms import Rows
-
             everyone = torch.arange(9)
             scores = scores + call.bias.block(Rows(everyone, everyone, 0))
         seen = call.mask.dense_tensor(9, 9, ids.device)
@@ -126,6 +128,28 @@ def test_our_models(changes: dict[str, Any], padded: bool) -> None:
         stack = trace.taps[0].stack
         assert_close(trace[f"{stack}.{layer}.attention.branch"].attention, stats, rel=2e-4)
     assert not WATCHERS
+
+
+@pytest.mark.parametrize("position", ["t5", "kerple", "fire", "alibi"])
+def test_positions_on_scores_are_right_where_the_sampled_rows_have_gaps(position: str) -> None:
+    model = build_model(dataclasses.replace(TINY, position=position, layers=1)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    ids = torch.randint(0, 97, (1, 32))
+    calls: list[Any] = []
+    with watching(calls.append), torch.no_grad():
+        model(ids)
+    (call,) = calls
+    _, row_r, _ = Sample(8, 0).draw(1, 4, 32, None, ids.device)
+    assert (row_r.diff() > 1).any()
+    everyone = torch.arange(32)
+    scores = call.q @ call.k.mT * call.scale + call.bias.block(Rows(everyone, everyone, 0))
+    sampled = torch.zeros(4, 32, dtype=torch.bool)
+    sampled[:, row_r] = True
+    stats = dense_stats(scores[0], torch.ones(32, 32, dtype=torch.bool).tril().expand(4, -1, -1), sampled)
+    found = measure(model, ids, rows=8)["decoder.0.attention.branch"].attention
+    assert_close(found, stats, rel=2e-4)
 
 
 def test_weights_of_our_softmax_sum_to_one_and_bound_each_other() -> None:

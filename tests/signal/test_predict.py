@@ -202,3 +202,13 @@ def test_a_thousand_layers_are_quick_to_describe() -> None:
         patch.setattr(torch.nn.Linear, "__init__", counting)
         describe(shape(layers=1000))
     assert len(counted) < 20
+
+
+@pytest.mark.parametrize("position", ["none", "rope", "alibi", "t5", "kerple", "fire", "xl"])
+def test_what_positions_add_to_scores_is_left_out_and_said_so(position):
+    """The prediction is that of a model without them, and a note says it; rotary positions are predicted."""
+    trace = predict(shape(position=position, architecture="decoder", layers=1))
+    said = [note for note in trace.notes if "adds to the scores" in note]
+    assert bool(said) == (position not in ("none", "rope"))
+    if said:
+        assert f"position={position}" in said[0]

@@ -156,6 +156,7 @@ def make_call(
     mask = spec.pattern.within(mask, h, m).resolve(n, m)
     mask.check(b, h, n, m)
     if bias is not None:
+        bias = bias.within(mask.terms)
         bias.check(b, h, n, m)
     scale = 1.0 / math.sqrt(d) if scale is None else float(scale)
     return zero_unseen(Call(query, key, value, spec, mask, bias, scale, dropout_p, projection=rows, sums=sums))

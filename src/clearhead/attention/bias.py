@@ -7,12 +7,13 @@ A bias is added to the scaled scores, before the weights. Shapes: b batch, h que
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clearhead.attention.terms import Rows, narrow_dim
+from clearhead.attention.terms import Rows, Term, narrow_dim
 
 
 class Bias:
@@ -46,6 +47,10 @@ class Bias:
     def narrow(tensors: list[Tensor], batch: slice, heads: slice) -> list[Tensor]:
         """Views of the parameters, or of their gradients, for some batch rows and query heads."""
         raise NotImplementedError
+
+    def within(self, terms: Sequence[Term]) -> Bias:
+        """The same bias, told by a call's mask where documents begin; only FIRE asks."""
+        return self
 
     def block(self, rows: Rows) -> Tensor:
         """Values for a block, broadcastable to [b, h, n', m']."""
@@ -175,7 +180,7 @@ class DenseBias(Bias):
 
 
 BIASES: dict[str, type[Bias]] = {cls.code: cls for cls in (ALiBi, DenseBias)}
-"""By name; a file of its own (`attention/t5.py`) adds to it."""
+"""By name; files of their own (`attention/t5.py`, `kerple.py`, `fire.py`) add to it."""
 
 
 def read_bias(text: str, tensors: list[Tensor]) -> Bias:

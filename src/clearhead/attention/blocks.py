@@ -42,7 +42,7 @@ class Blocks(Term):
                 starts += [] if term.start is None else [term.start[:, None]]
                 ends += [] if term.end is None else [term.end[:, None]]
             elif isinstance(term, Segments):
-                start, end = _document_bounds(term.key)
+                start, end = document_bounds(term.key)
                 starts, ends = [*starts, start], [*ends, end]
         if layout.causal:
             ends = []  # nothing of a causal pattern hangs on where the document ends
@@ -227,7 +227,7 @@ def _listed(
     return torch.from_numpy(columns), alike
 
 
-def _document_bounds(segments_bm: Tensor) -> tuple[Tensor, Tensor]:
+def document_bounds(segments_bm: Tensor) -> tuple[Tensor, Tensor]:
     """Where the run of equal segment numbers around each column begins and ends, [b, m] each."""
     m = segments_bm.shape[1]
     index = torch.arange(m, device=segments_bm.device).expand_as(segments_bm)

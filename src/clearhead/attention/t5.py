@@ -6,9 +6,7 @@ The paper gives the idea: one learned number per head and bucket, shared by all 
 logarithmically wider ones up to a largest distance, one bucket for all beyond. How buckets are cut, and that half of
 them serve keys to the right when attention is bidirectional, follows the released T5 models.
 
-The bias is constant along diagonals. A block of n' rows and m' columns has n' + m' - 1 of them, so buckets are found
-and gradients summed once per diagonal. Shapes: b batch, h query heads, n query rows, m keys, l diagonals of a block,
-u buckets.
+Shapes: b batch, h query heads, l diagonals of a block, u buckets.
 """
 
 from __future__ import annotations
@@ -17,11 +15,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from clearhead.attention.bias import BIASES, Bias
-from clearhead.attention.terms import Rows
+from clearhead.attention.bias import BIASES
+from clearhead.attention.distance import DistanceBias
 
 
 @torch.compiler.assume_constant_result
@@ -61,7 +58,7 @@ def relative_bucket(distance: Tensor, *, buckets: int, max_distance: int, bidire
 
 
 @dataclass(frozen=True, eq=False)
-class T5Bias(Bias):
+class T5Bias(DistanceBias):
     """See the top of this file. `table` is [h, u]."""
 
     table: Tensor
@@ -99,43 +96,19 @@ class T5Bias(Bias):
         """See `Bias.narrow`."""
         return [tensors[0][heads]]
 
-    def _buckets(self, rows: Rows) -> Tensor:
-        """Buckets of the block's diagonals, from the lower left corner to the upper right, [1|b, l]."""
-        n, m = rows.query.numel(), rows.key.numel()
-        steps_l = torch.arange(n + m - 1, device=rows.key.device)
-        corner = rows.key[0] - rows.query[-1]
-        offset = rows.offset[:, None] if isinstance(rows.offset, Tensor) else rows.offset
-        return self._bucket(corner + steps_l[None] - offset)
+    def values(self, distance: Tensor) -> Tensor:
+        """See `DistanceBias.values`."""
+        return self.table[:, self._bucket(distance)]
+
+    def add_gradient(self, gradients: list[Tensor], distance_bl: Tensor, sums_bhl: Tensor) -> None:
+        """See `DistanceBias.add_gradient`."""
+        for sums_hl, bucket_l in zip(sums_bhl, self._bucket(distance_bl), strict=True):
+            gradients[0].index_add_(1, bucket_l, sums_hl)
 
     def _bucket(self, distance: Tensor) -> Tensor:
         return relative_bucket(
             distance, buckets=self.table.shape[1], max_distance=self.max_distance, bidirectional=self.bidirectional
         )
-
-    def _each(self, rows: Rows) -> Tensor:
-        """The bucket of each pair, [1|b, n', m']: for columns with gaps, whose diagonals are no runs."""
-        return self._bucket((rows.keys() - rows.positions())[:, 0])
-
-    def block(self, rows: Rows) -> Tensor:
-        """See `Bias.block`: row i reads the diagonals n' - 1 - i, ..., n' - 1 - i + m' - 1."""
-        if rows.listed:
-            return self.table[:, self._each(rows)].transpose(0, 1)
-        values_hbl = self.table[:, self._buckets(rows)]
-        return values_hbl.transpose(0, 1).unfold(-1, rows.key.numel(), 1).flip(2)
-
-    def accumulate(self, gradients: list[Tensor], rows: Rows, gradient_bhnm: Tensor) -> None:
-        """See `Bias.accumulate`: each row is shifted to its place, so that diagonals become columns to sum."""
-        bucket_bl = self._each(rows).flatten(1) if rows.listed else self._buckets(rows)
-        if bucket_bl.shape[0] == 1:
-            gradient_bhnm = gradient_bhnm.sum(dim=0, keepdim=True)
-        b, h, n, m = gradient_bhnm.shape
-        if rows.listed:
-            sums_bhl = gradient_bhnm.flatten(2).to(gradients[0].dtype)
-        else:
-            padded = F.pad(gradient_bhnm.flip(2), (0, n)).flatten(2)[..., : n * (n + m - 1)]
-            sums_bhl = padded.view(b, h, n, n + m - 1).sum(dim=2).to(gradients[0].dtype)
-        for sums_hl, bucket_l in zip(sums_bhl, bucket_bl, strict=True):
-            gradients[0].index_add_(1, bucket_l, sums_hl)
 
     def check(self, b: int, h: int, n: int, m: int) -> None:
         """See `Bias.check`."""

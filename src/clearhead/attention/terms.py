@@ -27,7 +27,7 @@ class Rows:
     query: Tensor  # [n'] row indices
     key: Tensor  # [m'] column indices
     offset: int | Tensor  # int, or [b]
-    listed: bool = False  # columns are a list with gaps, not a run
+    listed: bool = False  # columns (for those who only look, rows too) are a list with gaps, not a run
 
     def positions(self) -> Tensor:
         """Positions of the rows among the keys: [1|b, 1, n', 1]."""

@@ -18,7 +18,10 @@ from clearhead.layers.feedback import FeedbackAttention, FeedbackBlock
 from clearhead.layers.gate import make_gate
 from clearhead.layers.norms import make_norm
 from clearhead.layers.performer import PerformerFeatures
+from clearhead.layers.position.fire import FirePosition
+from clearhead.layers.position.kerple import KerplePosition
 from clearhead.layers.position.learned import LearnedPosition
+from clearhead.layers.position.score import ScorePosition
 from clearhead.layers.position.sinusoidal import SinusoidalPosition
 from clearhead.layers.position.t5 import RelativePosition
 from clearhead.layers.position.transformer_xl import RelativeXL
@@ -140,7 +143,7 @@ def build_temperatures(config: ModelConfig) -> SelectiveTemperatures | LearnedTe
 
 
 def build_position(config: ModelConfig) -> LearnedPosition | SinusoidalPosition | None:
-    """What is added to the embedding; rotary, ALiBi, T5's and Transformer-XL's act inside attention instead."""
+    """What is added to the embedding; the others act inside attention instead."""
     if config.position == "learned":
         return LearnedPosition(config.context, config.width)
     if config.position == "sinusoidal":
@@ -150,10 +153,14 @@ def build_position(config: ModelConfig) -> LearnedPosition | SinusoidalPosition 
     return None
 
 
-def build_relative(config: ModelConfig, *, bidirectional: bool) -> RelativePosition | None:
-    """The table of T5's relative positions, one for all blocks of a stack."""
-    if config.position != "t5":
-        return None
-    return RelativePosition(
-        config.heads, config.relative_buckets, config.relative_max_distance, bidirectional=bidirectional
-    )
+def build_relative(config: ModelConfig, *, bidirectional: bool) -> ScorePosition | None:
+    """What learns positions on the scores, one for all blocks of a stack."""
+    if config.position == "t5":
+        return RelativePosition(
+            config.heads, config.relative_buckets, config.relative_max_distance, bidirectional=bidirectional
+        )
+    if config.position == "kerple":
+        return KerplePosition(config.heads, config.kerple_form)
+    if config.position == "fire":
+        return FirePosition(config.heads, config.fire_hidden, config.fire_start)
+    return None

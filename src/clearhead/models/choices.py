@@ -8,7 +8,8 @@ ARCHITECTURES = ("decoder", "encoder", "seq2seq", "feedback")
 FEED_FORWARDS = ("swiglu", "gelu", "relu")
 NORMS = ("layer", "rms")
 NORM_PLACEMENTS = ("pre", "post")
-POSITIONS = ("none", "learned", "sinusoidal", "rope", "alibi", "t5", "xl", "relative_key")
+POSITIONS = ("none", "learned", "sinusoidal", "rope", "alibi", "t5", "kerple", "fire", "xl", "relative_key")
+KERPLE_FORMS = ("log", "power")
 FEEDBACK_STARTS = ("nothing", "zeros")
 OUTPUT_GATES = ("none", "fixed", "head", "element")
 INITS = ("standard", "xavier", "small", "deepscale", "deepscale_simple", "admin", "admin_constant")
@@ -29,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm": NORMS,
     "norm_placement": NORM_PLACEMENTS,
     "position": POSITIONS,
+    "kerple_form": KERPLE_FORMS,
     "output_gate": OUTPUT_GATES,
     "feedback_start": FEEDBACK_STARTS,
     "init": INITS,

@@ -82,15 +82,22 @@ class ModelConfig:
     """Dropout on attention weights (meaningless with laser, which refuses it)."""
     position: str = "rope"
     """none | learned | sinusoidal (both add to the embedding) | rope (turns q and k) | alibi (biases the scores) | t5
-    (a learned bias per head and distance, one table for all layers of a stack) | xl (Transformer-XL: sinusoids of the
-    distance, read by each layer with a matrix and two vectors of its own) | relative_key (feedback only: a learned
-    vector per distance that is added to keys)."""
+    (a learned bias per head and distance, one table for all layers of a stack) | kerple (a learned kernel of the
+    distance per head) | fire (a learned function of a distance that is stretched to the document's length) | xl
+    (Transformer-XL: sinusoids of the distance, read by each layer with a matrix and two vectors of its own) |
+    relative_key (feedback only: a learned vector per distance that is added to keys). See docs/positions.md."""
     rope_base: float = 10000.0
     """Base of the rotary frequencies."""
     relative_buckets: int = 32
     """t5 only: rows of the table; half of them for keys to the right where attention looks both ways."""
     relative_max_distance: int = 128
     """t5 only: distances from here on share one bucket."""
+    kerple_form: str = "log"
+    """kerple only: log (-r1 log(1 + r2 distance)) | power (-r1 distance^r2)."""
+    fire_hidden: int = 32
+    """fire only: hidden units of the function."""
+    fire_threshold: float | None = None
+    """fire only: where L starts, the length from which on distances are stretched; None = a quarter of `context`."""
     xl_width: int | None = None
     """xl only: components of the sinusoid, even; each score costs so many more. None = `width`, as published."""
     memory: str = ""
@@ -186,6 +193,11 @@ class ModelConfig:
         return self.width if self.xl_width is None else self.xl_width
 
     @property
+    def fire_start(self) -> float:
+        """`fire_threshold`, or a quarter of `context`."""
+        return max(self.context / 4, 1.0) if self.fire_threshold is None else float(self.fire_threshold)
+
+    @property
     def key_size(self) -> int:
         """Components of a query and a key as attention gets them: `head_size`, and with xl `distance_size` more."""
         return self.head_size + (self.distance_size if self.position == "xl" else 0)
@@ -201,7 +213,7 @@ class ModelConfig:
         if self.position in ("learned", "sinusoidal"):
             return (
                 f"position={self.position} is added to the tokens, so a remembered token would carry the place of "
-                f"another one; take xl, rope, alibi, t5 or none"
+                f"another one; take xl, rope, alibi, t5, kerple, fire or none"
             )
         if isinstance(self.spec.weights, Performer):
             return "performer carries the whole past in its sums already and keeps no keys; leave the memory out"

@@ -31,7 +31,7 @@ def check(config: ModelConfig) -> None:
     """Raise `UserError` for a config that cannot be built."""
     for name in ("vocab_size", "context", "layers", "width", "heads"):
         _check_count(name, getattr(config, name))
-    for name in ("relative_buckets", "relative_max_distance", "feedback_window", "feedback_block"):
+    for name in ("relative_buckets", "relative_max_distance", "fire_hidden", "feedback_window", "feedback_block"):
         _check_count(name, getattr(config, name))
     for name in ("kv_heads", "head_dim", "hidden", "decoder_layers", "xl_width"):
         if getattr(config, name) is not None:
@@ -84,6 +84,11 @@ def _check_sizes(config: ModelConfig) -> None:
         )
     if config.position == "rope" and config.head_size % 2:
         raise UserError(f"head_dim: rope turns pairs of components, expected an even size, got {config.head_size}")
+    if config.fire_threshold is not None:
+        if config.position != "fire":
+            raise UserError(f"fire_threshold: only position=fire has a threshold, not {config.position}")
+        if _check_number("fire_threshold", config.fire_threshold) <= 0.0:
+            raise UserError(f"fire_threshold: expected a length above 0, got {config.fire_threshold}")
     if config.xl_width is not None and config.position != "xl":
         raise UserError(f"xl_width: only position=xl has such a sinusoid, not {config.position}")
     if config.position == "xl" and config.distance_size % 2:
@@ -95,7 +100,7 @@ def _check_sizes(config: ModelConfig) -> None:
 
 
 def _check_performer(config: ModelConfig) -> None:
-    if config.position in ("alibi", "t5", "xl"):
+    if config.position in ("alibi", "t5", "kerple", "fire", "xl"):
         raise UserError(
             f"position={config.position} with performer: it adds to scores, and performer never makes a score; take "
             "rope, learned, sinusoidal or none"
@@ -122,7 +127,7 @@ def _check_architecture(config: ModelConfig) -> None:
     if config.position == "relative_key" and config.architecture != "feedback":
         raise UserError(
             f"position=relative_key: only architecture=feedback has a window of keys to add it to, not "
-            f"{config.architecture}; take t5 or alibi"
+            f"{config.architecture}; take t5, kerple or alibi"
         )
     if config.architecture == "feedback":
         _check_feedback(config)
@@ -156,12 +161,13 @@ def _check_feedback(config: ModelConfig) -> None:
         )
     if config.position == "xl":
         raise UserError(
-            "position=xl: architecture=feedback places each memory on its own; take relative_key, t5, alibi or rope"
+            "position=xl: architecture=feedback places each memory on its own; take relative_key, t5, kerple, alibi or "
+            "rope"
         )
     if config.feedback_carry and config.position == "learned":
         raise UserError(
             "position=learned with feedback_carry: a stream has no end, and learned positions do; take relative_key, "
-            "rope, alibi or t5"
+            "rope, alibi, t5 or kerple"
         )
     if config.init in DEEPSCALE + ADMIN:
         raise UserError(

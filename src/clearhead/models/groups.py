@@ -8,7 +8,7 @@ import torch.nn as nn
 
 from clearhead.layers.gate import FixedGate
 from clearhead.layers.position.relative_key import RelativeKey
-from clearhead.layers.position.t5 import RelativePosition
+from clearhead.layers.position.score import ScorePosition
 from clearhead.layers.residual import OmegaSum
 from clearhead.layers.temperature import LearnedTemperatures, SelectiveTemperatures
 
@@ -27,9 +27,7 @@ def parameter_groups(model: nn.Module, *, temperature_lr_scale: float = 1.0) -> 
     """
     temperature = _parameters_below(model, SelectiveTemperatures | LearnedTemperatures)
     residual = _parameters_below(model, OmegaSum)
-    plain = _parameters_below(
-        model, nn.Embedding | nn.LayerNorm | nn.RMSNorm | FixedGate | RelativePosition | RelativeKey
-    )
+    plain = _parameters_below(model, nn.Embedding | nn.LayerNorm | nn.RMSNorm | FixedGate | ScorePosition | RelativeKey)
     groups: dict[str, list[nn.Parameter]] = {"matrices": [], "no_decay": [], "temperature": [], "residual": []}
     for parameter in model.parameters():
         if id(parameter) in temperature:

@@ -14,14 +14,14 @@ from clearhead.attention.spec import Selective
 from clearhead.layers.geometry import Geometry
 from clearhead.layers.position.ids import position_ids
 from clearhead.layers.position.rope import Rotation
-from clearhead.layers.position.t5 import RelativePosition
+from clearhead.layers.position.score import ScorePosition
 from clearhead.models.config import ModelConfig
 from clearhead.models.state import DecoderState
 
 
 def causal_geometry(
     config: ModelConfig,
-    relative: RelativePosition | None,
+    relative: ScorePosition | None,
     tokens_bt: Tensor,
     segments: Tensor | None,
     valid: Tensor | None,
@@ -53,7 +53,7 @@ def causal_geometry(
 
 def bidirectional_geometry(
     config: ModelConfig,
-    relative: RelativePosition | None,
+    relative: ScorePosition | None,
     tokens_bt: Tensor,
     segments: Tensor | None,
     valid: Tensor | None,
@@ -150,8 +150,8 @@ def _within(mask: Mask, segments: Tensor | None, valid: Tensor | None) -> tuple[
     return mask, first_b
 
 
-def position_bias(config: ModelConfig, relative: RelativePosition | None, device: torch.device) -> Bias | None:
-    """What the config's position adds to scores: T5's table or ALiBi's slopes."""
+def position_bias(config: ModelConfig, relative: ScorePosition | None, device: torch.device) -> Bias | None:
+    """What the config's position adds to scores: a learned one (T5, Kerple, FIRE) or ALiBi's slopes."""
     if relative is not None:
         return relative()
     return ALiBi(ALiBi.default_slopes(config.heads, device)) if config.position == "alibi" else None

@@ -15,7 +15,7 @@ from clearhead.attention.mask import Mask
 from clearhead.attention.spec import Selective
 from clearhead.attention.terms import Band
 from clearhead.layers.geometry import Geometry
-from clearhead.layers.position.t5 import RelativePosition
+from clearhead.layers.position.score import ScorePosition
 from clearhead.memory.transformer_xl import Entered
 from clearhead.models.config import ModelConfig
 from clearhead.models.places import position_bias, position_rotation
@@ -33,7 +33,7 @@ class Reach:
 
 def recall_geometries(
     config: ModelConfig,
-    relative: RelativePosition | None,
+    relative: ScorePosition | None,
     entered: Entered,
     document_bm: Tensor,
     place_bm: Tensor,
@@ -61,7 +61,7 @@ def recall_geometries(
 
 def _geometry(
     config: ModelConfig,
-    relative: RelativePosition | None,
+    relative: ScorePosition | None,
     entered: Entered,
     document_bm: Tensor,
     place_bm: Tensor,

@@ -163,7 +163,8 @@ class AttentionProbe:
     def _look_at_call(self, call: Call) -> None:
         b, h, _, n, m = call.sizes
         sequence_h, row_r, counts_hr = self._drawn(b, h, n, call.q.device)
-        rows = Rows(row_r, torch.arange(m, device=call.q.device), call.mask.resolved_offset())
+        # Drawn rows have gaps: `listed` keeps a bias from taking them for a run.
+        rows = Rows(row_r, torch.arange(m, device=call.q.device), call.mask.resolved_offset(), listed=True)
         scores = _scores(call.q, call.k, sequence_h, row_r, call.scale)
         if isinstance(call.spec.weights, Performer) and not call.spec.weights.rows_sum_to_one:
             return  # weights with signs have no entropy

@@ -39,6 +39,14 @@ from clearhead.signal.skeleton import (
 
 SINUSOID_VARIANCE = 0.5
 """Mean square of a sine or cosine."""
+ON_SCORES = {
+    "alibi": "",
+    "t5": " (nothing at the start, where its table is 0)",
+    "kerple": "",
+    "fire": "",
+    "xl": "",
+}
+"""Positions that a score holds and no moment does, and what may be said for it."""
 
 
 @uncollected()
@@ -183,6 +191,12 @@ class _Describer:
         if isinstance(position, SinusoidalPosition):
             variances.append(SINUSOID_VARIANCE)
             correlations.append(sinusoid_correlation(tokens, self.anatomy.width))
+        config = getattr(self._scope(stack), "config", None)
+        if config is not None and config.position in ON_SCORES:
+            self.notes.append(
+                f"position={config.position} adds to the scores, and the theory leaves that out"
+                f"{ON_SCORES[config.position]}; measured scores have it"
+            )
         if not variances:
             self.notes.append(f"{stack.name}: no embedding table was found; its input is taken as independent tokens")
             variances, correlations = [1.0], [0.0]

@@ -146,7 +146,11 @@ def windows(document: int, inputs: int, context: int, stride: int) -> list[Windo
 def choose_windows(lengths: Sequence[int], context: int, stride: int, max_tokens: int | None) -> list[Window]:
     """All windows of all documents, or some that score about `max_tokens`, evenly spread and the same each time."""
     every = [window for d, n in enumerate(lengths) if n > 0 for window in windows(d, n, context, stride)]
-    total = sum(lengths)
+    return evenly(every, sum(lengths), max_tokens)
+
+
+def evenly(every: list[Window], total: int, max_tokens: int | None) -> list[Window]:
+    """All windows, which score `total` tokens, or some that score about `max_tokens`, evenly spread."""
     if max_tokens is None or total <= max_tokens:
         return every
     chosen, scored, passed = [], 0, 0
@@ -254,7 +258,7 @@ def evaluate(
         model,
         chosen,
         np.zeros(len(documents)),
-        lambda batch: _score(model, documents, batch, device),
+        lambda batch: score_windows(model, documents, batch, device),
         batch_size=batch_size,
         world=world,
         should_stop=should_stop,
@@ -295,7 +299,9 @@ def result_of(
 
 
 @torch.no_grad()
-def _score(model: torch.nn.Module, documents: Sequence[Any], batch: Sequence[Window], device: torch.device) -> Float64:
+def score_windows(
+    model: torch.nn.Module, documents: Sequence[Any], batch: Sequence[Window], device: torch.device
+) -> Float64:
     """Return each window's nats, [b] float64. Shorter windows are filled on the right, where no real token looks."""
     longest = max(window.end - window.start for window in batch)
     tokens_bt = np.zeros((len(batch), longest), dtype=np.int64)

@@ -6,9 +6,10 @@ import torch
 import torch.nn as nn
 
 from clearhead.attention.t5 import T5Bias
+from clearhead.layers.position.score import ScorePosition
 
 
-class RelativePosition(nn.Module):
+class RelativePosition(ScorePosition):
     """table[head, bucket], added to the scores of every layer.
 
     It starts at 0, so that a model begins as one without positions; its gradient lives from the first step on. Differs

@@ -1,0 +1,1 @@
+"""Positions beyond the training length; see README.md."""
