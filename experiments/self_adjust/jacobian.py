@@ -22,6 +22,7 @@ from experiments.self_adjust.arms import BASELINE, SPECS
 KEYS, DRAWS, SPREAD = 8, 32, 0.5
 """Keys of a row, rows, and the standard deviation of their scores before one is put ahead."""
 GAPS = tuple(range(0, 25, 2))
+QUICK_GAPS = (0, 8, 16, 24)
 SHIFT = -35.0
 """Added to every score, so that the largest is below 0 at every gap."""
 SMALL_KEYS, SCALES = 64, (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -129,14 +130,14 @@ def rescue(spec: str, steps: int) -> list[int | None]:
 
 def run(*, quick: bool = False) -> dict[str, Any]:
     """Every sweep for softmax and every form, detached or not."""
-    steps = 50 if quick else RESCUE_STEPS
-    found: dict[str, Any] = {"gaps": list(GAPS), "scales": list(SCALES), "rescue_steps": steps, "arms": {}}
+    steps, gaps = (20, QUICK_GAPS) if quick else (RESCUE_STEPS, GAPS)
+    found: dict[str, Any] = {"gaps": list(gaps), "scales": list(SCALES), "rescue_steps": steps, "arms": {}}
     for name, spec in SPECS.items():
         x = ahead(4.0)
         found["arms"][name] = {
             "spec": spec,
-            "positive": [sizes(ahead(gap), spec) for gap in GAPS],
-            "negative": [sizes(ahead(gap, SHIFT), spec) for gap in GAPS],
+            "positive": [sizes(ahead(gap), spec) for gap in gaps],
+            "negative": [sizes(ahead(gap, SHIFT), spec) for gap in gaps],
             "small": [sizes(scale * rows(DRAWS, SMALL_KEYS), spec)["norm"] for scale in SCALES],
             "one_key": [_one_key(score, spec) for score in ONE_KEY],
             "rescue": rescue(spec, steps),

@@ -60,15 +60,31 @@ def carried(against_softmax: Comparison, against_range: Comparison) -> str:
     gains = against_softmax.verdict is Verdict.BETTER
     if gains:
         return {
-            Verdict.BETTER: "more than the whole gain",
-            Verdict.NO_DIFFERENCE: "the whole gain, as far as can be seen",
-            Verdict.WORSE: "a part of the gain",
+            Verdict.BETTER: "carries more than the whole gain",
+            Verdict.NO_DIFFERENCE: "carries the whole gain, as far as can be seen",
+            Verdict.WORSE: "carries a part of the gain",
         }.get(against_range.verdict, "not judged")
     if against_softmax.verdict in (Verdict.DIVERGED, Verdict.CRASHED):
-        return f"nothing: it {against_softmax.verdict}"
+        return f"carries nothing: it {against_softmax.verdict}"
     if against_softmax.verdict is Verdict.NOT_JUDGED:
         return "not judged"
-    return "nothing that is shown" if against_range.verdict is Verdict.WORSE else "not decided"
+    return "carries nothing that is shown" if against_range.verdict is Verdict.WORSE else "not decided"
+
+
+def said(compared: Comparison) -> str:
+    """Mean difference, interval and verdict; where none is shown, what would have been seen 80 % of the time."""
+    if compared.mean is None:
+        return str(compared.verdict)
+    found = compared.interval
+    interval = "" if found is None else f" [{found.low:+.4f}, {found.high:+.4f}]"
+    return f"{compared.mean:+.4f}{interval}, {verdict(compared)}"
+
+
+def verdict(compared: Comparison) -> str:
+    """The verdict; where no difference is shown, with what would have been seen 80 % of the time."""
+    if compared.verdict is Verdict.NO_DIFFERENCE and compared.detectable is not None:
+        return f"no difference shown (80 % power: {compared.detectable:.4f})"
+    return str(compared.verdict)
 
 
 def over_positions(found: Found) -> list[dict[str, Any]]:
@@ -128,11 +144,14 @@ def explanations(found: Found) -> list[str]:
     if not made.get("controls") or not made["against range"]:
         return []
     gain = made["forms"][DEFAULT]
-    lines = [] if gain.verdict is Verdict.BETTER else [f"No gain to explain: {gain.sentence}"]
+    lines = [] if gain.verdict is Verdict.BETTER else [f"No gain of {DEFAULT} is shown to explain: {said(gain)}."]
     for name in EXPLAINING:
         if name in made["controls"]:
             both = made["controls"][name], made["against range"][name]
-            lines.append(f"{name[0].upper()}{name[1:]} carries {carried(*both)}. {both[0].sentence} {both[1].sentence}")
+            less = f"less softmax {said(both[0])}; less {DEFAULT} {said(both[1])}"
+            lines.append(f"{name[0].upper()}{name[1:]}: {carried(*both)} ({less}).")
     if DETACHED in made["against range"]:
-        lines.append(f"Same function, gradient alive: {made['against range'][DETACHED].sentence}")
+        lines.append(
+            f"Same function, gradient alive: {DETACHED} less {DEFAULT} {said(made['against range'][DETACHED])}."
+        )
     return [*lines, start(found, made)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,11 +56,9 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _small(value: float) -> str:
-    return (
-        f"{value:.2g}"
-        if 1e-3 <= abs(value) < 1e4 or value == 0
-        else f"{value:.0e}".replace("e-0", "e-").replace("e+", "e")
-    )
+    if value == 0 or 1e-3 <= abs(value) < 1e2:
+        return f"{value:.2g}"
+    return f"{value:,.0f}" if 1e2 <= abs(value) < 1e6 else f"{value:.0e}".replace("e-0", "e-").replace("e+", "e")
 
 
 # ---- (a) ----
@@ -139,22 +138,19 @@ def text_tables(found: Found) -> list[str]:
     lines: list[str] = []
     if FORMS_PLAN in found:
         both = made["forms"] | made["controls"]
-        lines += [*_arms(f"{MAIN}, {found[FORMS_PLAN]['steps']} steps", found[FORMS_PLAN], both), ""]
-        lines += [f"- {one.sentence}" for one in made["forms"].values()]
+        lines += _arms(f"{MAIN}, {found[FORMS_PLAN]['steps']} steps", found[FORMS_PLAN], both)
     others = {name: plan for name, plan in found.items() if name not in (FORMS_PLAN, LONG_PLAN)}
     for name, plan in others.items():
         lines += ["", *_arms(f"{name}, {plan['steps']} steps", plan, made[name])]
-    if others:
-        lines += ["", *(f"- {name}: {one.sentence}" for name in others for one in made[name].values())]
-    for row in judge.over_positions(found):
+    if LONG_PLAN in found:
+        lines += ["", *_arms(f"{MAIN}, {found[LONG_PLAN]['steps']} steps", found[LONG_PLAN], made[LONG_PLAN])]
+    lines.append("")
+    for row in judge.over_positions(found) if others else ():
         half = "" if row["half"] is None else f" ± {row['half']:.4f}"
         lines.append(
             f"- Over {', '.join(row['positions'])}, {row['seeds']} seeds: {row['arm']} less softmax is "
             f"{row['mean']:+.4f}{half} bits per byte."
         )
-    if LONG_PLAN in found:
-        lines += ["", *_arms(f"{MAIN}, {found[LONG_PLAN]['steps']} steps", found[LONG_PLAN], made[LONG_PLAN]), ""]
-        lines += [f"- {one.sentence}" for one in made[LONG_PLAN].values()]
     told = judge.explanations(found)
     return [*lines, "", "What explains it:", "", *(f"- {line}" for line in told)] if told else lines
 
@@ -172,7 +168,7 @@ def _arms(title: str, plan: Found, judged: Mapping[str, Comparison]) -> list[str
                 f"{len(tests)} of {len(one['status'])}",
                 f"{mean:.3f}{'' if half is None else f' ± {half:.3f}'}",
                 "" if compared is None or compared.mean is None else f"{compared.mean:+.4f} {_interval(compared)}",
-                "" if compared is None else str(compared.verdict).replace(" at this size", ""),
+                "" if compared is None else judge.verdict(compared),
                 _gradient(one["gradient"]),
                 f"{one['speed']:.2f}" if one["speed"] else "",
             ]
@@ -203,7 +199,7 @@ def _gradient(tails: Sequence[Mapping[str, float]]) -> str:
 
 
 def text_figure(found: Found) -> str:
-    """Validation less softmax's by tokens: forms; controls; longer; other positions."""
+    """Validation less softmax's by tokens, the mean over seeds; about range a band, its 95 % interval."""
     charts = []
     plan = found.get(FORMS_PLAN)
     if plan:
@@ -224,15 +220,20 @@ def _changes(title: str, plan: Found, names: Sequence[str], *, own_colours: bool
         rows = judge.changes(plan, name)
         if not rows:
             continue
-        across, up = [row["tokens"] for row in rows], [row["mean"] for row in rows]
+        across, up = [row["tokens"] / 1000 for row in rows], [row["mean"] for row in rows]
         if own_colours and name != DEFAULT:
             place = list(EXPLAINING).index(name)
             lines.append(Line(name, across, up, place if place < COLOURS[DEFAULT] else place + 1, dots=True))
+        elif name == DEFAULT:
+            halves = [row["half"] or 0.0 for row in rows]
+            low = [mean - half for mean, half in zip(up, halves, strict=True)]
+            high = [mean + half for mean, half in zip(up, halves, strict=True)]
+            lines.append(dataclasses.replace(_line(name, across, up), low=low, high=high))
         else:
             lines.append(_line(name, across, up))
     if not lines:
         lines = [Line("nothing finished", [0.0, 1.0], [0.0, 0.0], 7)]
-    return Chart(title, "tokens read", "validation bits per byte, less softmax's", lines)
+    return Chart(title, "thousand tokens read", "validation bits per byte, less softmax's", lines)
 
 
 # ---- (c) ----

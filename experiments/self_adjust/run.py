@@ -13,7 +13,7 @@ from experiments.self_adjust import jacobian, report, saturation, text
 
 HERE = Path(__file__).parent
 PARTS = ("jacobian", "text", "saturation")
-SEEDS = 5
+SEEDS = 6
 
 
 def main() -> None:

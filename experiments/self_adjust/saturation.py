@@ -28,8 +28,9 @@ from clearhead.attention.terms import Rows
 from clearhead.compare.costs import run_config
 from clearhead.compare.layout import Layout
 from clearhead.compare.plan import ComparePlan
-from clearhead.compare.records import read_metrics
+from clearhead.compare.records import load_record, read_metrics
 from clearhead.compare.statistics import SPIKE_FACTOR, SPIKE_MIN_HISTORY, SPIKE_WINDOW
+from clearhead.compare.verdict import Status
 from clearhead.data.text import prepare
 from clearhead.models.io import load_model
 from clearhead.train.checkpoint import newest_model
@@ -37,7 +38,7 @@ from clearhead.train.config import RunConfig
 from clearhead.train.loop import train
 from experiments.running import mean_half, read_runs, run_missing
 from experiments.self_adjust.arms import BASELINE, DEFAULT, DETACHED, use_controls
-from experiments.self_adjust.text import FORMS_PLAN
+from experiments.self_adjust.text import FORMS_PLAN, LONG_PLAN
 
 WIDE = 8
 """Keys that a row must see to count."""
@@ -100,21 +101,23 @@ def summary(rows: Mapping[str, Tensor]) -> dict[str, float]:
 def final(folder: Path) -> dict[str, Any]:
     """By arm, layer by layer: the mean of each field over seeds and half its interval; over finished runs."""
     use_controls()
-    plan, layout = ComparePlan.load(folder / FORMS_PLAN), Layout(folder / FORMS_PLAN)
+    found = _final(folder / FORMS_PLAN)
+    if (folder / LONG_PLAN / "plan.json").exists():
+        found |= {f"{name}, {LONG_PLAN}": layers for name, layers in _final(folder / LONG_PLAN).items()}
+    return found
+
+
+def _final(folder: Path) -> dict[str, Any]:
+    plan, layout = ComparePlan.load(folder), Layout(folder)
     batch = prepare(plan.base.data).batch("val", WINDOWS, plan.base.data.context, 0, 0)
     tokens, segments = torch.from_numpy(batch.tokens), torch.from_numpy(batch.segments)
     found = {}
     for arm in plan.arms:
         runs = []
         for seed in plan.seeds:
-            run = layout.run(arm, seed)
-            if (
-                not (run / "result.json").exists()
-                or json.loads((run / "result.json").read_text())["status"] != "finished"
-            ):
-                continue
-            model: Any = load_model(newest_model(run))
-            runs.append(_layers(model, tokens, segments))
+            record = load_record(layout.run(arm, seed), arm.name, seed)
+            if record.status is Status.FINISHED:
+                runs.append(_layers(load_model(newest_model(record.folder)), tokens, segments))
         if runs:
             found[arm.name] = [
                 {field: _over_seeds([one[layer][field] for one in runs]) for field in FIELDS}
@@ -161,13 +164,12 @@ def key_of_run(run: Mapping[str, Any]) -> tuple[Any, ...]:
 def jobs(folder: Path, *, seeds: int, quick: bool) -> list[Job]:
     """The same runs as in the comparison below `folder`, at the rates that were chosen there."""
     use_controls()
-    plan = ComparePlan.load(folder / FORMS_PLAN)
+    plan, layout = ComparePlan.load(folder / FORMS_PLAN), Layout(folder / FORMS_PLAN)
     made = []
     for seed in plan.seeds[: 1 if quick else min(seeds, TRACED_SEEDS)]:
         for arm in plan.arms:
             if arm.name in TRACED and not (quick and arm.name == BASELINE):
-                written = json.loads((Layout(folder / FORMS_PLAN).run(arm, seed) / "config.json").read_text())
-                rate = written["optim"]["lr"]
+                rate = load_record(layout.run(arm, seed), arm.name, seed).learning_rate
                 config = run_config(arm.apply(plan.base), steps=plan.base.total_steps, seed=seed, rate=rate)
                 made.append(Job(arm.name, seed, json.dumps(config.to_dict(), sort_keys=True)))
     return made

@@ -1,4 +1,4 @@
-"""experiments/self_adjust: Jacobians on paper are the package's, controls are what they say, verdicts follow the rules."""
+"""experiments/self_adjust: the Jacobians on paper, the controls' parts, the verdicts' rules, what is looked at."""
 
 from __future__ import annotations
 
@@ -192,10 +192,10 @@ def test_a_control_carries_what_the_rule_says() -> None:
         "forms": comparison(**{BASELINE: 3.0, DEFAULT: 2.8, ROW_SUM: 2.8, SHAPE: 2.9, GATE: 3.0}),
         "longer": comparison(2400, **{BASELINE: 2.5, DEFAULT: 2.5}),
     }
-    told = {line.split(" carries ")[0]: line for line in judge.explanations(found)}
-    assert "carries the whole gain, as far as can be seen." in told["Row sum alone"]
-    assert "carries a part of the gain." in told["Shape alone"]
-    assert "carries nothing that is shown." in told["Output gate"]
+    told = {line.split(":")[0]: line for line in judge.explanations(found)}
+    assert "carries the whole gain, as far as can be seen " in told["Row sum alone"]
+    assert "carries a part of the gain " in told["Shape alone"]
+    assert "carries nothing that is shown " in told["Output gate"]
     assert "no gain is shown any more" in judge.explanations(found)[-1]
     found["longer"] = comparison(2400, **{BASELINE: 2.5, DEFAULT: 2.4})
     assert "still there and smaller" in judge.explanations(found)[-1]
@@ -203,7 +203,7 @@ def test_a_control_carries_what_the_rule_says() -> None:
 
 def test_without_a_gain_there_is_nothing_to_explain() -> None:
     found = {"forms": comparison(**{BASELINE: 3.0, DEFAULT: 3.0, ROW_SUM: 3.0})}
-    assert judge.explanations(found)[0].startswith("No gain to explain: No difference shown")
+    assert judge.explanations(found)[0].startswith("No gain of range is shown to explain")
     assert "not decided" in judge.explanations(found)[1]
 
 
