@@ -7,8 +7,11 @@ With s = softmax(x), w = Self-Adjust's weights of the same scores (`attention/se
     gradient   s, with the gradient of w  softmax's function, Self-Adjust's gradient in the scores
     values     w, with the gradient of s  Self-Adjust's function, softmax's gradient in the scores
 
-The last two are not the gradient of what is computed; that is their purpose. A plug-in of one file, as CONTRIBUTING
-describes, so that the workers of a comparison know it: `CLEARHEAD_PLUGINS=experiments/self_adjust/controls.py`.
+The last two are not the gradient of what is computed; that is their purpose, and why numeric differences refute them.
+In single precision a row of one or two keys loses digits under shape, where R may be next to nothing.
+
+A plug-in of one file, as CONTRIBUTING describes, so that the workers of a comparison know it:
+`CLEARHEAD_PLUGINS=experiments/self_adjust/controls.py`.
 """
 
 from __future__ import annotations

@@ -134,6 +134,15 @@ def test_the_tiles_of_a_part_equal_its_formula(keep: str, detached: str) -> None
         assert (fast - true).norm() <= 1e-10 * true.norm()
 
 
+@pytest.mark.parametrize("spec", ["row_sum", "shape", "keep=row_sum,form=product", "keep=shape,form=minmax"])
+def test_the_first_two_parts_have_their_own_gradient(spec: str) -> None:
+    """Numeric differences; of gradient and values they see another function's, which is what these are for."""
+    torch.manual_seed(1)
+    leaves = tuple(torch.randn(1, 1, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    spec = f"self_adjust_part:{spec}"
+    assert torch.autograd.gradcheck(lambda *t: attend(*t, spec, mask=Mask.causal(), backend="chunked").out, leaves)
+
+
 def test_a_row_of_zeros_has_the_shape_of_softmax() -> None:
     found = weights(torch.zeros(1, 5, dtype=torch.float64), "self_adjust_part:shape")
     torch.testing.assert_close(found, torch.full((1, 5), 0.2, dtype=torch.float64))
