@@ -24,6 +24,7 @@ WRITES = [
     "performer",
     "positions",
     "rank_collapse",
+    "self_adjust",
     "trainability",
 ]
 
