@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -181,18 +182,23 @@ def judge(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _worst(by_key: dict[tuple[str, str], dict[str, Any]], optimizer: str) -> str:
-    """The slowest cell of softmax and of LASER, each at its best rate."""
+    """The slowest cell of softmax and of LASER, each at its best rate, and how many times as many steps softmax takes."""
     words = []
+    found: dict[str, list[int | None]] = {}
     for method in ("softmax", "LASER"):
-        found = [steps_of(by_key[method, optimizer], gap, value, None) for gap in GAPS for value in VALUES]
-        missed = found.count(None)
-        words.append(
-            f"{method} misses {missed} of {len(found)}"
-            if missed
-            else f"{method} {max(s for s in found if s is not None):,}"
-        )
+        steps = [steps_of(by_key[method, optimizer], gap, value, None) for gap in GAPS for value in VALUES]
+        missed = steps.count(None)
+        slowest = max((s for s in steps if s is not None), default=0)
+        words.append(f"{method} misses {missed} of {len(steps)}" if missed else f"{method} {slowest:,}")
+        found[method] = steps
+    times = sorted(
+        a / max(b, 1) for a, b in zip(found["softmax"], found["LASER"], strict=True) if a is not None and b is not None
+    )
     name = {"descent": "plain descent", "adam": "Adam"}[optimizer]
-    return f"{name}, steps in the slowest cell, each at its best rate: {', '.join(words)}"
+    line = f"{name}, steps in the slowest cell, each at its best rate: {', '.join(words)}"
+    if not times:
+        return line
+    return f"{line}; softmax takes {times[0]:.1f} to {times[-1]:.1f} times LASER's steps, median {median(times):.1f}"
 
 
 def _rates(optimizer: str) -> str:
