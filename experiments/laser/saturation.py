@@ -182,7 +182,7 @@ def judge(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _worst(by_key: dict[tuple[str, str], dict[str, Any]], optimizer: str) -> str:
-    """The slowest cell of softmax and of LASER, each at its best rate, and how many times as many steps softmax takes."""
+    """The slowest cell of softmax and of LASER, each at its best rate, and softmax's steps over LASER's."""
     words = []
     found: dict[str, list[int | None]] = {}
     for method in ("softmax", "LASER"):
