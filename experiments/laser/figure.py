@@ -32,22 +32,18 @@ def _two_tokens(laws: Runs) -> str:
     across = [0.05 + 0.1 * i for i in range(120)]
     formula = [two_tokens.crossover(distance) for distance in across]
     ones = [1.0] * len(across)
-    region = Line("LASER's gradient is smaller", across, formula, 1, low=formula, high=ones)
-    measured = Line(
-        "measured crossover",
-        [run["value"] for run in laws],
-        [run["crossover"] for run in laws],
-        0,
-        dots=True,
-        dashed=True,
-    )
+    region = Line("LASER's gradient is smaller", across, formula, 4, low=formula, high=ones)
+    measured = [
+        Line(f"D = {run['value']:g}", [run["value"]], [run["crossover"]], colour, dots=True)
+        for colour, run in enumerate(laws)
+    ]
     return draw(
         [
             Chart(
                 "LASER's dO/dS over softmax's, two tokens", "weight a of the larger value", "ratio", lines,
                 log_across=True, log_up=True,
             ),
-            Chart("Where LASER's gradient is smaller", "D = v1 - v2", "weight a", [region, measured], limits=(0, 1)),
+            Chart("Where LASER's gradient is smaller", "D = v1 - v2", "weight a", [region, *measured], limits=(0, 1)),
         ]
     )  # fmt: skip
 

@@ -30,9 +30,9 @@ from experiments.running import mean_half
 CHANNELS, TOKENS, BATCH, STEPS = 8, 16, 64, 600
 LENGTHS = (8, 16, 32, 64, 128)
 """Scored on; trained on `TOKENS` alone."""
-RATES = (1e-2, 3e-2, 1e-1, 3e-1)
-SEEDS, TUNING_SEEDS = 8, 2
-STREAMS = 512
+RATES = (1e-2, 3e-2, 1e-1)
+SEEDS, TUNING_SEEDS = 6, 2
+STREAMS = 256
 """Fresh streams of each length that a run is scored on."""
 
 

@@ -17,6 +17,7 @@ WRITES = [
     "deep_thin",
     "deep_training",
     "feedback",
+    "laser",
     "long_memory",
     "performer",
     "rank_collapse",
