@@ -251,14 +251,15 @@ def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     for row in rows:
         done = f"{row['finished']} of {row['seeds']}"
+        rate = f"{row['rate']:g}{' (edge)' if row['rate'] in (RATES[0], RATES[-1]) else ''}"
         if row["error"] is None:
-            lines.append(f"| {row['arm']} | {row['rate']:g} | {done} | diverged | | | {row['verdict']} | |")
+            lines.append(f"| {row['arm']} | {rate} | {done} | diverged | | | {row['verdict']} | |")
             continue
         against = "" if row["difference"] is None else f"{row['difference']:+.4f}"
         if row["interval"] is not None:
             against += f" [{row['interval'][0]:+.4f}, {row['interval'][1]:+.4f}]"
         lines.append(
-            f"| {row['arm']} | {row['rate']:g} | {done} | {_pm(row['error'])} | {row['low']:.4f}, {row['high']:.4f} "
+            f"| {row['arm']} | {rate} | {done} | {_pm(row['error'])} | {row['low']:.4f}, {row['high']:.4f} "
             f"| {against} | {row['verdict']} | {row['value_spread']:.2f} |"
         )
     lines += ["", "| error at a length of | " + " | ".join(map(str, LENGTHS)) + " |", "|---" * (1 + len(LENGTHS)) + "|"]

@@ -134,7 +134,7 @@ def test_a_diverged_arm_stands_in_the_table_and_is_not_called_better():
     assert (by_arm["LASER"]["finished"], by_arm["LASER"]["verdict"]) == (3, "not judged")
     assert by_arm["LASER, 8 heads"]["verdict"] == "diverged"
     page = "\n".join(prefix_max.page(rows))
-    assert "| LASER, 8 heads | 0.1 | 0 of 4 | diverged |" in page
+    assert "| LASER, 8 heads | 0.1 (edge) | 0 of 4 | diverged |" in page
     assert "1 of the 4 runs of LASER diverged (seed 2)." in page
     assert figure.figures([], [], rows, None)["prefix_max.svg"].count("<path") > 4
 
