@@ -282,6 +282,13 @@ def judge(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"one head: LASER's worst seed {laser['high']:.4f} (asked: below 0.05), softmax's best seed "
             f"{plain['low']:.4f} (asked: above 0.25): {'holds' if holds else 'fails'}"
         )
+    heads = by_arm.get("softmax, 8 heads")
+    if laser and heads and laser["error"] and heads["error"]:
+        lines.append(
+            f"a head for every channel, as many parameters: softmax's worst seed {heads['high']:.4f}, LASER's best seed "
+            f"with one head {laser['low']:.4f}: only LASER can do the task: "
+            f"{'refuted' if heads['high'] < laser['low'] and heads['finished'] == heads['seeds'] else 'stands'}"
+        )
     return [*lines, *(row["sentence"] for row in rows if row["sentence"])]
 
 
