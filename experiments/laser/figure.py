@@ -70,15 +70,15 @@ def _saturation(rescued: Runs) -> str:
 
 
 def _prefix_max(rows: Runs) -> str:
+    """Means over seeds, in a band from the lowest to the highest."""
     lines = []
     for colour, row in enumerate(row for row in rows if row["by_length"]):
-        pairs = [row["by_length"][str(tokens)] for tokens in prefix_max.LENGTHS]
+        ranges = [row["range_by_length"][str(tokens)] for tokens in prefix_max.LENGTHS]
         lines.append(
             Line(
-                row["arm"], list(prefix_max.LENGTHS), [mean for mean, _ in pairs], colour % 8,
-                dots=True, dashed=row["arm"].startswith("softmax"),
-                low=[max(1e-6, mean - (half or 0.0)) for mean, half in pairs],
-                high=[mean + (half or 0.0) for mean, half in pairs],
+                row["arm"], list(prefix_max.LENGTHS), [row["by_length"][str(t)][0] for t in prefix_max.LENGTHS],
+                colour % 8, dots=True, dashed=row["arm"].startswith("softmax"),
+                low=[low for low, _ in ranges], high=[high for _, high in ranges],
             )
         )  # fmt: skip
     title = f"Prefix maximum, trained on {prefix_max.TOKENS} tokens"

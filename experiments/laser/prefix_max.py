@@ -218,6 +218,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 }
                 if finished
                 else None,
+                "range_by_length": _ranges(finished),
                 "value_spread": mean_half([run["value_spread"] for run in finished])[0] if finished else None,
                 "difference": None if found is None else found.mean,
                 "interval": None
@@ -229,6 +230,14 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _ranges(finished: Sequence[Mapping[str, Any]]) -> dict[str, list[float]] | None:
+    """Lowest and highest error over seeds, by length."""
+    if not finished:
+        return None
+    errors = {str(tokens): [run["by_length"][str(tokens)] for run in finished] for tokens in LENGTHS}
+    return {tokens: [min(values), max(values)] for tokens, values in errors.items()}
 
 
 def _status(by_seed: Mapping[int, float | None], seed: int) -> Status:
@@ -285,8 +294,8 @@ def judge(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     heads = by_arm.get("softmax, 8 heads")
     if laser and heads and laser["error"] and heads["error"]:
         lines.append(
-            f"a head for every channel, as many parameters: softmax's worst seed {heads['high']:.4f}, LASER's best seed "
-            f"with one head {laser['low']:.4f}: only LASER can do the task: "
+            f"a head for every channel, as many parameters: softmax's worst seed {heads['high']:.4f}, LASER's best "
+            f"seed with one head {laser['low']:.4f}: only LASER can do the task: "
             f"{'refuted' if heads['high'] < laser['low'] and heads['finished'] == heads['seeds'] else 'stands'}"
         )
     return [*lines, *(row["sentence"] for row in rows if row["sentence"])]
