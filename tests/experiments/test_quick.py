@@ -20,6 +20,7 @@ WRITES = [
     "deep_thin",
     "deep_training",
     "feedback",
+    "laser",
     "long_memory",
     "performer",
     "positions",

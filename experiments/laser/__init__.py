@@ -1,0 +1,1 @@
+"""Putting LASER's claims to the test; see README.md."""
