@@ -20,6 +20,7 @@ WRITES = [
     "long_memory",
     "performer",
     "rank_collapse",
+    "selective",
     "trainability",
 ]
 
