@@ -128,49 +128,39 @@ def of_dilution() -> list[Claim]:
     ]
 
 
-def of_token_generation() -> list[Claim]:
-    """The toy of figure 3, in 2 and 3 dimensions; 4 stands in the table only."""
-    claims = []
-    for d in ("2", "3"):
-        for name, words, unit in (
-            ("excess", "cross-entropy above the least", "nats"),
-            ("l1", "l1 distance of rows", ""),
-        ):
-            for other in (BASELINE, CONTROL):
-                claims.append(
-                    Claim(
-                        f"d = {d}: a temperature by number of neighbours has the smaller {words} than {other}",
-                        token_generation.GROUPED,
-                        other,
-                        words,
-                        lambda run, n=name: float(run[n]),
-                        d,
-                        unit=unit,
-                    )
-                )
-        claims.append(
+def of_token_generation(settings: Sequence[str]) -> list[Claim]:
+    """The toy of figure 3, in 2 and 3 dimensions."""
+    grouped, token = token_generation.GROUPED, token_generation.TOKEN
+    what, found = "excess cross-entropy", []
+
+    def less(arm: str, other: str, setting: str, words: str) -> Claim:
+        text = f"d = {setting} tokens: {words} has less excess cross-entropy than {other}"
+        return Claim(text, arm, other, what, lambda run: float(run["excess"]), setting, unit="nats")
+
+    for setting in settings:
+        for other in (BASELINE, CONTROL):
+            found.append(less(grouped, other, setting, "a temperature by number of neighbours"))
+        if "learned" in setting:
+            continue
+        where = f"d = {setting} tokens"
+        found += [
+            less(token, BASELINE, setting, "a temperature computed from the token"),
+            Claim(f"{where}: rows are nearer than softmax's", grouped, BASELINE, "l1 distance of rows", _l1, setting),
+            Claim(f"{where}: ‖W‖ is smaller than softmax's", grouped, BASELINE, "norm", _ln("norm"), setting, ratio=True),
             Claim(
-                f"d = {d}: temperatures computed from the token have the smaller cross-entropy than softmax",
-                token_generation.TOKEN,
-                BASELINE,
-                "cross-entropy above the least",
-                lambda run: float(run["excess"]),
-                d,
-                unit="nats",
-            )
-        )
-        claims.append(
-            Claim(
-                f"d = {d}: ‖W‖ is smaller than softmax's",
-                token_generation.GROUPED,
-                BASELINE,
-                "norm",
-                _ln("norm"),
-                d,
-                ratio=True,
-            )
-        )
-    return claims
+                f"{where}: τ of 1 neighbour is larger than τ of 4",
+                grouped, BASELINE, "τ of 1 less τ of 4", _spread, setting, higher=True,
+            ),
+        ]  # fmt: skip
+    return found
+
+
+def _l1(run: Mapping[str, Any]) -> float:
+    return float(run["l1"])
+
+
+def _spread(run: Mapping[str, Any]) -> float:
+    return float(run["temperatures"]["1"] - run["temperatures"]["4"])  # 0 where there is one temperature
 
 
 def of_denoising(noises: Sequence[str]) -> list[Claim]:

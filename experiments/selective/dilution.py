@@ -24,7 +24,7 @@ KEY, VALUES = 16, 8
 SHORTEST, TRAINED = 8, 64
 LENGTHS = (16, 64, 256, 1024, 4096)
 BATCH, STEPS = 64, 400
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 VALIDATED, ASKED = 512, 256
 """Questions by which a learning rate is chosen (at the trained length), and questions at each length."""
 

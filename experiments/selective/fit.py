@@ -22,7 +22,10 @@ WARM_UP = 0.05
 def fit(model: nn.Module, loss_of_step: Callable[[int], Tensor], *, rate: float, steps: int) -> bool:
     """Train in place; False when loss or gradient stopped being finite. Nothing decays."""
     optim = OptimConfig(lr=rate, weight_decay=0.0)
-    optimizer = build_optimizer(parameter_groups(model, temperature_lr_scale=TEMPERATURE_LR_SCALE), optim)
+    groups = parameter_groups(model, temperature_lr_scale=TEMPERATURE_LR_SCALE)
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+    optimizer = build_optimizer([group for group in groups if group["params"]], optim)
     rising = max(1, round(WARM_UP * steps))
     for step in range(steps):
         fall = 0.55 + 0.45 * math.cos(math.pi * max(0, step - rising) / max(1, steps - rising))

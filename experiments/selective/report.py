@@ -86,7 +86,7 @@ def of_token_generation(found: Mapping[str, Any]) -> list[str]:
         ("‖W‖", lambda run: float(run["norm"]), 1),
         *((f"τ of {n} neighbours", tau(str(n)), 2) for n in sorted(set(token_generation.neighbours()))),
     ]
-    return table(found, columns, "d")
+    return table(found, columns, "d, tokens")
 
 
 def of_denoising(found: Mapping[str, Any]) -> list[str]:

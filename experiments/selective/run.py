@@ -47,7 +47,9 @@ def token_generation_part(out: Path, asked: argparse.Namespace) -> Results:
     """(b) Neighbours in a graph."""
     plan = token_generation.plan(asked.seeds, quick=asked.quick)
     found = run_plan(plan, out / "token_generation.jsonl", token_generation.train, workers=asked.workers)
-    return {"token_generation": {"found": found, "claims": judge(claims.of_token_generation(), found["runs"])}}
+    return {
+        "token_generation": {"found": found, "claims": judge(claims.of_token_generation(plan.settings), found["runs"])}
+    }
 
 
 def denoising_part(out: Path, asked: argparse.Namespace) -> Results:

@@ -23,7 +23,7 @@ from clearhead.data.text import prepare
 from clearhead.models.io import load_model
 from clearhead.train.checkpoint import newest_model
 from experiments.selective import spikiness
-from experiments.selective.arms import ARMS, BASELINE, FIVE
+from experiments.selective.arms import ARMS, BASELINE, WHOLE
 
 RATES = (1.25e-3, 2.5e-3, 5e-3)
 STEPS = 600
@@ -33,8 +33,8 @@ NAME = "text.json"
 
 
 def plan(*, seeds: int, workers: int, quick: bool = False) -> ComparePlan:
-    """Eight arms; quick: three, two steps."""
-    names = FIVE[:3] if quick else tuple(ARMS)
+    """Eight arms; quick: two, two steps."""
+    names = (BASELINE, WHOLE) if quick else tuple(ARMS)
     arms = [Arm(name, {f"model.{key}": value for key, value in ARMS[name].items()}) for name in names]
     small: dict[str, Any] = {"train.eval_tokens": 256, "train.test_tokens": 256, "train.batch_size": 2}
     return ComparePlan.build(

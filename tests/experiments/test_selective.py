@@ -101,7 +101,7 @@ def test_the_graph_has_the_stated_neighbours_and_a_solution():
 
 
 def test_all_maps_of_a_seed_start_alike():
-    maps = [token_generation.Map(arm, 3, seed=4)() for arm in token_generation.ARMS]
+    maps = [token_generation.Map(arm, "3, learned", seed=4)() for arm in token_generation.ARMS]
     for other in maps[1:]:
         torch.testing.assert_close(other, maps[0])
 
