@@ -146,7 +146,10 @@ def of_token_generation(settings: Sequence[str]) -> list[Claim]:
         found += [
             less(token, BASELINE, setting, "a temperature computed from the token"),
             Claim(f"{where}: rows are nearer than softmax's", grouped, BASELINE, "l1 distance of rows", _l1, setting),
-            Claim(f"{where}: ‖W‖ is smaller than softmax's", grouped, BASELINE, "norm", _ln("norm"), setting, ratio=True),
+            Claim(
+                f"{where}: ‖W‖ is smaller than softmax's",
+                grouped, BASELINE, "norm", _ln("norm"), setting, ratio=True,
+            ),
             Claim(
                 f"{where}: τ of 1 neighbour is larger than τ of 4",
                 grouped, BASELINE, "τ of 1 less τ of 4", _spread, setting, higher=True,

@@ -58,7 +58,11 @@ def _judge(claim: Claim, runs: Sequence[Run], comparisons: int) -> dict[str, Any
     about = {key: value for key, value in asdict(claim).items() if key not in ("value", "text", "ratio")}
     found: dict[str, Any] = {"text": claim.text, "about": about, "seeds": len(seeds), "failed": failed}
     if interval is None:
-        return found | {"verdict": UNTOLD, "why": "too few pairs of runs, or no spread between them, for an interval"}
+        why = "too few pairs of runs for an interval"
+        if len(d) > 1:
+            level = sum(own[seed] for seed in seeds) / len(seeds)
+            why = f"{claim.quantity} differs by {d.mean():.3g} at every seed (mean {level:.3g}): no spread, no interval"
+        return found | {"verdict": UNTOLD, "why": why}
     sign = 1.0 if claim.higher else -1.0
     low, high = sorted((sign * interval.low, sign * interval.high))
     if low > claim.margin and not failed:
@@ -102,8 +106,8 @@ def _why(claim: Claim, found: Mapping[str, Any], seeds: int) -> str:
     else:
         unit = f" {claim.unit}" if claim.unit else ""
         words = (
-            f"{claim.quantity} {found['mean']:+.4g}{unit} against {claim.other} [{low:+.4g}, {high:+.4g}]"
-        ).replace("-", MINUS)
+            f"{claim.quantity} {_signed(found['mean'])}{unit} against {claim.other} [{_signed(low)}, {_signed(high)}]"
+        )
         seen = None if found["detectable"] is None else f"{found['detectable']:.3g}{unit}"
     if found["verdict"] == UNTOLD and seen is not None:
         words += f"; {found['seeds']} seeds would have seen {seen} with 80 % power"
@@ -112,6 +116,10 @@ def _why(claim: Claim, found: Mapping[str, Any], seeds: int) -> str:
     if found["seeds"] < seeds:
         words += f"; {found['seeds']} of {seeds} seeds"
     return words
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4g}".replace("-", MINUS)
 
 
 def lines(judged: Sequence[Mapping[str, Any]]) -> list[str]:

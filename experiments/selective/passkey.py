@@ -30,7 +30,7 @@ TRAINED, LENGTHS = 64, (64, 256, 1024, 2048)
 BATCH = 32
 RATES = (2e-3, 4e-3, 8e-3)
 VALIDATED, ASKED = 512, {64: 512, 256: 256, 1024: 128, 2048: 96}
-"""Sequences by which a learning rate is chosen, at the trained length; and at each length at the end."""
+"""Questions by which a learning rate is chosen, at the trained length; and at each length at the end."""
 READ = 32
 """Sequences on which attention maps are looked at."""
 
@@ -92,12 +92,12 @@ def answers(model: torch.nn.Module, tokens_bt: Tensor, targets_bt: Tensor) -> tu
 
 @torch.no_grad()
 def score(model: torch.nn.Module, source: SyntheticData, split: str, length: int, questions: int) -> dict[str, float]:
-    """Right answers and nats an answer on the first sequences of a split."""
+    """Right answers and nats an answer on the first sequences of a split, enough for so many questions."""
     model.eval()
     right, nats, asked = 0, 0.0, 0
-    rows = max(4, 8192 // length)
-    for first in range(0, questions, rows):
-        batch = source.rows(split, range(first, min(first + rows, questions)), length)
+    rows, sequences = max(4, 8192 // length), questions // source.task.options()["asks"]
+    for first in range(0, sequences, rows):
+        batch = source.rows(split, range(first, min(first + rows, sequences)), length)
         said, wanted = answers(model, torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets))
         right += int((said.argmax(-1) == wanted).sum())
         nats += float(F.cross_entropy(said, wanted, reduction="sum"))

@@ -140,8 +140,10 @@ def of_text(found: Mapping[str, Any]) -> list[str]:
         added = arm["parameters"]["total"] - base
         tests = [run["test"] for run in arm["runs"] if run["test"] is not None]
         speed = "-" if arm["speed"] is None else f"{arm['speed']['ratio']:.2f}"
-        rate = "-" if arm["rate"] is None else f"{arm['rate']:g}"
+        rate = "-" if arm["rate"] is None else f"{arm['rate']:g}" + "*" * arm["at_edge"]
         lines.append(f"| {arm['name']} | {rate} | {said(tests, 4)} | {added:,} | {added / base:.3%} | {speed} |")
+    if any(arm["at_edge"] for arm in found["arms"]):
+        lines += ["", "\\* at the edge of the grid."]
     return [*lines, "", *(f"- {arm['comparison']['sentence']}" for arm in found["arms"][1:])]
 
 

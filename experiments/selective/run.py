@@ -90,7 +90,8 @@ def maps_part(results: Mapping[str, Any]) -> Results:
         compared = results["text"]["found"]
         found["runs"] += text.as_runs(compared)
         found["rates"] += [
-            {"arm": arm["name"], "setting": "text", "rate": arm["rate"], "at_edge": False} for arm in compared["arms"]
+            {"arm": arm["name"], "setting": "text", "rate": arm["rate"], "at_edge": arm["at_edge"]}
+            for arm in compared["arms"]
         ]
     settings = list(dict.fromkeys(run["setting"] for run in found["runs"]))
     judged = judge(claims.of_maps(settings), found["runs"])

@@ -56,6 +56,7 @@ def run(chosen: ComparePlan, folder: Path, out: Path) -> None:
     layout = Layout(folder)
     context = chosen.base.data.context
     seen = torch.from_numpy(prepare(chosen.base.data).batch("val", ROWS, context, 0, 0).tokens)
+    edges = {arm["name"] for arm in (results["tuning"] or {"arms": []})["arms"] if arm["at_edge"]}
     arms = []
     for arm in results["arms"]:
         runs, records = (
@@ -69,7 +70,8 @@ def run(chosen: ComparePlan, folder: Path, out: Path) -> None:
         kept = ("name", "overrides", "test", "comparison", "speed", "cpu_seconds")
         arms.append(
             {key: arm[key] for key in kept}
-            | {"parameters": arm["setup"]["parameters"], "rate": records[0].learning_rate, "runs": runs}
+            | {"parameters": arm["setup"]["parameters"], "runs": runs}
+            | {"rate": records[0].learning_rate, "at_edge": arm["name"] in edges}
         )
     kept_results = {key: results[key] for key in ("headline", "plan", "budget", "sessions", "tuning")}
     (out / NAME).write_text(json.dumps({**kept_results, "arms": arms}, indent=1) + "\n")
