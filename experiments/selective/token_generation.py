@@ -71,6 +71,8 @@ def neighbours() -> list[int]:
 class Grouped(nn.Module):
     """One temperature for each number of neighbours, from 1."""
 
+    group_i: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         numbers = sorted(set(neighbours()))
