@@ -25,6 +25,7 @@ WRITES = [
     "performer",
     "positions",
     "rank_collapse",
+    "selective",
     "self_adjust",
     "trainability",
 ]

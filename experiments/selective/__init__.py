@@ -1,0 +1,1 @@
+"""Selective Self-Attention's claims, one by one: see README.md."""

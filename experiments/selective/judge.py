@@ -1,0 +1,128 @@
+"""Claims, each judged for itself: confirmed, refuted, or cannot be told at this size.
+
+A claim is about a quantity of two arms, paired over seeds: *less* (or *more*) of it by at least a margin. It is
+confirmed where the whole interval of the difference lies beyond the margin, refuted where none of it does, and cannot
+be told where the margin lies within. Intervals are Student's, simultaneous over the claims of a part (Bonferroni). An
+arm with a run that diverged confirms nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from clearhead.compare.statistics import detectable_effect, is_constant, paired_differences, student_interval
+
+Run = Mapping[str, Any]
+CONFIRMED, REFUTED, UNTOLD = "confirmed", "refuted", "cannot be told at this size"
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is claimed of `arm` against `other`: `quantity` is lower, or `higher`, by more than `margin`."""
+
+    text: str
+    arm: str
+    other: str
+    quantity: str
+    value: Callable[[Run], float]
+    setting: str = ""
+    higher: bool = False
+    margin: float = 0.0
+    unit: str = ""
+    ratio: bool = False
+    """The value is a logarithm, and is said as a ratio."""
+
+
+def judge(claims: Sequence[Claim], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Every claim with its verdict and the numbers behind it, as plain values."""
+    return [_judge(claim, runs, len(claims)) for claim in claims]
+
+
+def exact(text: str, holds: bool, why: str) -> dict[str, Any]:
+    """A claim that arithmetic decides."""
+    return {"text": text, "verdict": CONFIRMED if holds else REFUTED, "why": why}
+
+
+def _judge(claim: Claim, runs: Sequence[Run], comparisons: int) -> dict[str, Any]:
+    own, its = (_by_seed(claim, runs, name) for name in (claim.arm, claim.other))
+    seeds, d = paired_differences(own, its)
+    asked = {run["seed"] for run in runs if run["setting"] == claim.setting}
+    failed = sum(
+        run["status"] != "finished" for run in runs if _is(claim, run, claim.arm) or _is(claim, run, claim.other)
+    )
+    interval = student_interval(d, comparisons=comparisons)
+    about = {key: value for key, value in asdict(claim).items() if key not in ("value", "text", "ratio")}
+    found: dict[str, Any] = {"text": claim.text, "about": about, "seeds": len(seeds), "failed": failed}
+    if interval is None:
+        why = "too few pairs of runs for an interval"
+        if len(d) > 1:
+            level = sum(own[seed] for seed in seeds) / len(seeds)
+            why = f"{claim.quantity} differs by {d.mean():.3g} at every seed (mean {level:.3g}): no spread, no interval"
+        return found | {"verdict": UNTOLD, "why": why}
+    sign = 1.0 if claim.higher else -1.0
+    low, high = sorted((sign * interval.low, sign * interval.high))
+    if low > claim.margin and not failed:
+        verdict = CONFIRMED
+    elif high < claim.margin:
+        verdict = REFUTED
+    else:
+        verdict = UNTOLD
+    effect = None if is_constant(d) else detectable_effect(float(d.std(ddof=1)), len(d), comparisons=comparisons)
+    found |= {
+        "verdict": verdict,
+        "mean": float(d.mean()),
+        "interval": [interval.low, interval.high],
+        "confidence": interval.confidence,
+        "detectable": effect,
+        "differences": [float(x) for x in d],
+    }
+    return found | {"why": _why(claim, found, len(asked))}
+
+
+def _is(claim: Claim, run: Run, arm: str) -> bool:
+    return bool(run["arm"] == arm and run["setting"] == claim.setting)
+
+
+def _by_seed(claim: Claim, runs: Sequence[Run], arm: str) -> dict[int, float]:
+    return {run["seed"]: claim.value(run) for run in runs if _is(claim, run, arm) and run["status"] == "finished"}
+
+
+def _why(claim: Claim, found: Mapping[str, Any], seeds: int) -> str:
+    low, high = found["interval"]
+    if claim.ratio:
+        words = (
+            f"{claim.quantity} {math.exp(found['mean']):.3g} times that of {claim.other} "
+            f"[{math.exp(low):.3g}, {math.exp(high):.3g}]"
+        )
+        if claim.margin:
+            words += f", claimed {'at least' if claim.higher else 'at most'} " + (
+                f"{math.exp(claim.margin if claim.higher else -claim.margin):.3g} times"
+            )
+        seen = None if found["detectable"] is None else f"a factor of {math.exp(found['detectable']):.3g}"
+    else:
+        unit = f" {claim.unit}" if claim.unit else ""
+        words = (
+            f"{claim.quantity} {_signed(found['mean'])}{unit} against {claim.other} [{_signed(low)}, {_signed(high)}]"
+        )
+        seen = None if found["detectable"] is None else f"{found['detectable']:.3g}{unit}"
+    if found["verdict"] == UNTOLD and seen is not None:
+        words += f"; {found['seeds']} seeds would have seen {seen} with 80 % power"
+    if found["failed"]:
+        words += f"; {found['failed']} runs diverged"
+    if found["seeds"] < seeds:
+        words += f"; {found['seeds']} of {seeds} seeds"
+    return words
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4g}".replace("-", MINUS)
+
+
+def lines(judged: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table."""
+    rows = [f"| {one['text']} | **{one['verdict']}** | {one['why']} |" for one in judged]
+    return ["| claim | verdict | why |", "|---|---|---|", *rows]
