@@ -46,6 +46,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "missing": missing,
         "headline": headline(plan, comparisons, missing, records[plan.baseline]),
         "plan": plan.identity(),
+        "sizing": plan.sizing,
         "score": plan.base.score,
         "unit": unit(plan),
         "definitions": {
@@ -76,16 +77,27 @@ def read_records(plan: ComparePlan, layout: Layout) -> dict[str, list[Record]]:
 
 
 def judge(
-    plan: ComparePlan, records: Mapping[str, Sequence[Record]], rates: Mapping[str, Rates] | None = None
+    plan: ComparePlan,
+    records: Mapping[str, Sequence[Record]],
+    rates: Mapping[str, Rates] | None = None,
+    *,
+    resamples: int = st.RESAMPLES,
 ) -> dict[str, Comparison]:
     """Compare every arm with the baseline on test bits per byte (of a generated task: per answer).
 
     `rates`: of the arms that chose another learning rate than the baseline, as `equal_rate.rates` gives them.
+    `resamples`: of the bootstrap beside the intervals, which no verdict depends on; 0 = none.
     """
     ends = {name: outcomes(name, runs) for name, runs in records.items()}
     candidates = [ends[arm.name] for arm in plan.arms if arm.name != plan.baseline]
     found = compare_outcomes(
-        ends[plan.baseline], candidates, confidence=CONFIDENCE, power=POWER, unit=unit(plan), rates=rates
+        ends[plan.baseline],
+        candidates,
+        confidence=CONFIDENCE,
+        power=POWER,
+        unit=unit(plan),
+        rates=rates,
+        resamples=resamples,
     )
     result = {outcome.name: comparison for outcome, comparison in zip(candidates, found, strict=True)}
     base = ends[plan.baseline]

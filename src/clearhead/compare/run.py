@@ -53,7 +53,7 @@ def compare(plan: ComparePlan, folder: Path | str | None = None, *, progress: bo
     with hold(layout):
         check_text(layout, texts)
         if not layout.plan.exists():
-            write_json(layout.plan, plan.identity())
+            write_json(layout.plan, plan.to_dict())
         with session(layout, plan):
             try:
                 speed = measure_speed(layout, console)

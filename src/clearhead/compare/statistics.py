@@ -147,11 +147,11 @@ def bootstrap_interval(
     """Return the BCa bootstrap interval of the mean difference at the same Bonferroni confidence (Efron 1987).
 
     Stands beside Student's interval and never replaces it: with this few points it is a little too narrow. Returns
-    None below `BOOTSTRAP_FROM` seeds or without spread.
+    None below `BOOTSTRAP_FROM` seeds, without spread, or with `resamples=0`.
     """
     _check_comparisons(comparisons)
     d = np.asarray(differences, float)
-    if d.size < BOOTSTRAP_FROM or is_constant(d):
+    if d.size < BOOTSTRAP_FROM or is_constant(d) or resamples == 0:
         return None
     own = 1.0 - (1.0 - confidence) / comparisons
     result = stats.bootstrap(

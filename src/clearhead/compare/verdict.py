@@ -122,7 +122,7 @@ def compare_outcomes(
     """Compare every candidate with the baseline, with intervals and p values that hold for all of them together.
 
     `rates` holds, by name, the candidates that chose another learning rate than the baseline; `resamples` are those of
-    the bootstrap, which no verdict depends on.
+    the bootstrap, which no verdict depends on (0 = none).
 
     The Bonferroni divisor is the number of candidates in the plan, whether or not each produced numbers: leaving one
     out after the fact would make the others' intervals narrower than they may be.
