@@ -16,7 +16,9 @@ from clearhead.compare.plan import ComparePlan
 from clearhead.compare.results import collect
 from clearhead.compare.sizing import ArmCosts
 from clearhead.errors import UserError
-from tests.compare.test_run import _own_cache, in_process, text  # noqa: F401 (fixtures)
+from tests.compare import test_run
+
+text, in_process, _own_cache = test_run.text, test_run.in_process, test_run._own_cache  # fixtures
 
 TINY = {
     "model.layers": 1, "model.width": 16, "model.heads": 2, "model.context": 32, "data.context": 32,
@@ -67,11 +69,12 @@ def test_requests_that_contradict_themselves_are_one_line(options, message, caps
 
 @pytest.mark.usefixtures("measured")
 def test_too_little_time_names_the_smallest_that_will_do(text, tmp_path):
-    with pytest.raises(UserError, match="too little for 2 arms.* 3 seeds of 100 steps, may take") as caught:
+    with pytest.raises(UserError, match=r"too little for 2 arms.* 3 seeds of 100 steps, may take") as caught:
         sized(1, progress=False, **request(text, tmp_path / "c"))
     needed = float(str(caught.value).split("may take ")[1].split()[0])
     plan = sized(needed + 0.1, progress=False, **request(text, tmp_path / "c"))
-    assert (len(plan.seeds), plan.base.total_steps) == (3, 100)
+    assert len(plan.seeds) == 3
+    assert 100 <= plan.base.total_steps < 150
 
 
 def test_seeds_that_are_given_are_kept_and_steps_fill_the_time(text, tmp_path, measured):

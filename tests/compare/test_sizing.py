@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 from hypothesis import given, settings
@@ -56,7 +57,7 @@ def test_a_size_ends_in_time_and_more_time_never_gives_a_smaller_one(work, seeds
 @given(some.integers(1, 100_000), some.one_of(some.none(), some.integers(2, 20)), some.integers(10, 300))
 def test_the_ladder_only_climbs_within_its_bounds(steps, seeds, least):
     rungs = ladder(steps, seeds=seeds, least_steps=least)
-    assert all(a.seeds <= b.seeds and a.steps <= b.steps and a != b for a, b in zip(rungs, rungs[1:], strict=False))
+    assert all(a.seeds <= b.seeds and a.steps <= b.steps and a != b for a, b in itertools.pairwise(rungs))
     assert rungs[0].steps >= least
     assert rungs[-1].steps == max(rungs[0].steps, sizing.MOST_SHARE * steps)
     if seeds is None:

@@ -153,7 +153,7 @@ def ladder(steps: int, *, seeds: int | None = None, least_steps: int = LEAST_STE
     given, steps alone grow.
     """
     first = max(least_steps, int(steps * LEAST_SHARE))
-    short, most = max(first, int(steps * SHORT_SHARE)), max(first, steps * MOST_SHARE)
+    short, most = max(first, int(steps * SHORT_SHARE)), max(first, int(steps * MOST_SHARE))
     whole = max(short, steps)
     if seeds is not None:
         return [Size(seeds, n) for n in _grow(first, most)]
