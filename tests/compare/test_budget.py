@@ -17,6 +17,7 @@ from clearhead.compare.results import collect
 from clearhead.compare.sizing import ArmCosts
 from clearhead.errors import UserError
 from tests.compare import test_run
+from tests.page import Page
 
 text, in_process, _own_cache = test_run.text, test_run.in_process, test_run._own_cache  # fixtures
 
@@ -107,6 +108,8 @@ def test_the_sizes_stand_in_the_plan_and_the_same_command_keeps_them(text, tmp_p
     assert stored["sizing"]["work"]["costs"]["laser"]["step"] == COST.step
     assert stored["base"]["train"]["steps"] == plan.base.total_steps
     assert collect(folder)["sizing"] == stored["sizing"]
+    page = Page((folder / "report.html").read_text())
+    assert "chosen so that all of it would end within 3 minutes" in " ".join(page.text.split())
 
     monkeypatch.setattr(budget, "measure", lambda *_: pytest.fail("measured again"))
     again = sized(3, progress=False, **asked)
@@ -142,6 +145,25 @@ def test_every_part_of_a_run_is_measured_on_the_arm_itself(text):
     assert all(value > 0 for value in parts.values())
     assert parts["inner"] >= pilot.LEAST_STEPS * parts["step"]
     assert parts["test"] / parts["evaluation"] == pytest.approx(512 / 256)
+
+
+@pytest.mark.full
+def test_a_pretrained_model_is_sized_too(tmp_path):
+    """The command itself: pilots, sizes, three short fine-tuning runs of each arm, a report."""
+    pytest.importorskip("peft", reason="pip install 'clearhead[hf]'")
+    from tests.hf.tiny_lm import write_model, write_texts
+
+    words = write_texts(tmp_path / "text", documents=20)
+    model = write_model(tmp_path / "model", words)
+    options = ["--attention", "softmax", "softmax+learned", "--set", "train.test_tokens=512", "train.eval_tokens=256"]
+    command = ["compare", "--budget-minutes", "60", "--model", str(model), "--data", str(words), "--seeds", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget.sizing, "MOST_SHARE", 0.01)  # not really an hour
+        assert cli.main([*command, *options, "--workers", "1", "--out", str(tmp_path / "out")]) == 0
+    results = collect(tmp_path / "out")
+    assert results["complete"]
+    assert results["sizing"]["smallest_effects"]["kind"] == "fine-tuning"
+    assert results["sizing"]["work"]["schedule"]["before_first"] is True
 
 
 @pytest.mark.full
