@@ -7,7 +7,8 @@ from typing import Any
 
 from scipy import stats
 
-from experiments.calibration.trials import CURVATURES
+from clearhead.compare import statistics as st
+from experiments.calibration.trials import CURVATURES, SEEDS
 from experiments.calibration.worlds import ALIKE, UNLIKE
 
 LEVEL, POWER = 0.05, 0.8
@@ -66,7 +67,8 @@ def verdicts(rows: Sequence[Mapping[str, Any]], pool: Mapping[str, Any] | None) 
         lines.append(
             f"Power: the effect that a comparison prints, planted in another one, was found in {_span(printed)} of "
             f"comparisons (promised: {POWER:.0%}{'' if not short else '; NOT kept'}). Before the uncertainty of the "
-            f"spread was reckoned in, the smaller effect that was printed was found in {_span(naive)}."
+            f"spread was reckoned in, the smaller effect that was printed was found in {_span(naive)}. The printed one "
+            f"is now {', '.join(f'{_growth(n):.2f} times as large with {n} seeds' for n in SEEDS)}."
         )
     if pool is None:
         return [*lines, "The pool of real runs has too few seeds yet."]
@@ -87,6 +89,14 @@ def verdicts(rows: Sequence[Mapping[str, Any]], pool: Mapping[str, Any] | None) 
             f"over {same['seeds']} seeds) and the verdict was: {same['verdict']}."
         )
     return lines
+
+
+def _growth(seeds: int) -> float:
+    """The printed effect, by that which takes the estimated spread for the true one; two arms."""
+    now, before = st.detectable_effect(1.0, seeds, sd_df=seeds - 1), st.detectable_effect(1.0, seeds)
+    assert now is not None
+    assert before is not None
+    return now / before
 
 
 KEPT = {*ALIKE, *map(str, CURVATURES)}
