@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.admin.chart import Chart, Line, draw
-from experiments.calibration.report import LEVEL, POWER
-from experiments.calibration.trials import CURVATURES
+from experiments.calibration.trials import CURVATURES, POWER, PROMISED
 from experiments.calibration.worlds import ALIKE
 
 RULE = 7
@@ -22,9 +21,12 @@ def draw_all(rows: Sequence[Mapping[str, Any]], pool: Mapping[str, Any] | None) 
 
 def _alike(rows: Sequence[Mapping[str, Any]]) -> Chart:
     worlds = [world for world in ALIKE if world != "identical"]
-    lines = [_line(world, _select(rows, "alike", world, 4), "called", i % RULE) for i, world in enumerate(worlds)]
+    lines = [
+        _line(world, _select(rows, "alike", world, 4), "called", i % RULE, dashed=i >= RULE)
+        for i, world in enumerate(worlds)
+    ]
     return _chart(
-        "Equal arms, made up: called different", "share of comparisons", [*lines, _promise(lines, LEVEL)], 0.1
+        "Equal arms, made up: called different", "share of comparisons", [*lines, _promise(lines, PROMISED)], 0.1
     )
 
 
@@ -33,19 +35,19 @@ def _grid(rows: Sequence[Mapping[str, Any]]) -> Chart:
     for colour, name in enumerate(("called_before", "called")):
         for world in map(str, CURVATURES):
             found = _select(rows, "grid", world, 4)
-            words = "grid of learning rates, " + ("now" if name == "called" else "before the check at one rate")
+            words = "grid of rates, " + ("now" if name == "called" else "before")
             lines.append(_line(words, found, name, (4, 2)[colour], dashed=name != "called"))
-    return _chart("Equal arms with a grid of rates", "share of comparisons", [*lines, _promise(lines, LEVEL)], 0.4)
+    return _chart("Equal arms with a grid of rates", "share of comparisons", [*lines, _promise(lines, PROMISED)], 0.4)
 
 
 def _power(rows: Sequence[Mapping[str, Any]], pool: Mapping[str, Any] | None) -> Chart:
     found = _select(rows, "power", "normal", 4)
     lines = [
-        _line("printed effect, planted (made up)", found, "printed", 0),
-        _line("as it was printed before", found, "naive", 1, dashed=True),
+        _line("printed effect, planted", found, "printed", 0),
+        _line("effect as printed before", found, "naive", 1, dashed=True),
     ]
     if pool is not None and pool["planted"]:
-        lines.append(_real_line("printed effect, planted in real runs", pool["planted"], 3))
+        lines.append(_real_line("printed effect, in real runs", pool["planted"], 3))
     return _chart("Planted effects: found", "share of comparisons", [*lines, _promise(lines, POWER, "promised")], 1.0)
 
 
@@ -57,7 +59,7 @@ def _real(pool: Mapping[str, Any]) -> Chart:
         _real_line("real runs, 2 arms, other rounding", pool["rounding"], 5),
     ]
     return _chart(
-        "Equal arms, real runs: called different", "share of comparisons", [*lines, _promise(lines, LEVEL)], 0.2
+        "Equal arms, real runs: called different", "share of comparisons", [*lines, _promise(lines, PROMISED)], 0.2
     )
 
 

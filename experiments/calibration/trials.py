@@ -6,6 +6,7 @@ import math
 import time
 import zlib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,10 @@ from experiments.calibration.worlds import ALIKE, LEVEL, OWN, SHARED, UNLIKE
 
 SEEDS = (3, 5, 8, 12)
 TUNING_SEEDS = 2
+PROMISED, POWER = 0.05, 0.8
+"""What is promised: of equal arms at most, and of planted effects."""
+AGAIN, AGAIN_PARTS = 100, 4
+"""Number of the first part of the fresh draws, and how many parts there are."""
 CURVATURES = (0.3, 0.7, 1.5)
 """Of validation over the learning rate: loss of the neighbouring rate, in standard deviations of a run's own luck."""
 
@@ -60,6 +65,17 @@ def jobs(trials: int, parts: int) -> list[Job]:
         Job(case, part, trials // parts // (4 if case.kind == "bootstrap" else 1))
         for part in range(parts)
         for case in cases()
+    ]
+
+
+def again(rows: Sequence[Mapping[str, Any]], trials: int) -> list[Job]:
+    """Fresh draws for the cases of equal arms that stand out: what was picked by its luck is not judged by it."""
+    found = [row for row in rows if row["kind"] in ("alike", "grid") and row["rates"]["called"]["low"] > PROMISED]
+    found = [row for row in found if row["world"] != "other optimum"]
+    return [
+        Job(Case(row["kind"], row["world"], row["arms"], row["seeds"]), AGAIN + part, trials)
+        for row in found
+        for part in range(AGAIN_PARTS)
     ]
 
 

@@ -146,7 +146,8 @@ def bootstrap_interval(
 ) -> Interval | None:
     """Return the BCa bootstrap interval of the mean difference at the same Bonferroni confidence (Efron 1987).
 
-    Stands beside Student's interval and never replaces it: with this few points it is a little too narrow. Returns
+    Stands beside Student's interval and never replaces it: with this few points it is too narrow: at 8 to 12 seeds it
+    missed the mean in 11 to 16 % of made-up comparisons where 5 % is stated (experiments/calibration). Returns
     None below `BOOTSTRAP_FROM` seeds, without spread, or with `resamples=0`.
     """
     _check_comparisons(comparisons)
