@@ -57,7 +57,8 @@ def verdicts(
     for row in fresh:
         lines.append(
             f"Its 95 % interval lay above 5 % for {_where(row)}. Among so many cases some do by luck, so "
-            f"{row['trials']:,} fresh comparisons were drawn of it: called different in {_rate(row['rates']['called'])}."
+            f"{row['trials']:,} fresh comparisons were drawn of it: called different in "
+            f"{_rate(row['rates']['called'])}."
         )
     before = [row["rates"]["called_before"] for row in rows if row["kind"] == "grid" and row["world"] in KEPT]
     if before:
