@@ -57,6 +57,9 @@ class Compare:
         arg(metavar="{tokens,flops,time}", help_behavior_hint="(default: tokens)"),
     ] = None
     """What is equal between the arms."""
+    budget_minutes: Annotated[float | None, arg(metavar="MINUTES", help_behavior_hint="(default: no limit)")] = None
+    """Choose steps, and seeds unless --seeds says them, so that all of it ends in so many minutes on this machine; what
+    it will be able to see is said before it starts."""
     learning_rates: Annotated[
         tuple[float, ...], arg(metavar="LR ...", help_behavior_hint="(default: one declared rate for all)")
     ] = ()
@@ -73,6 +76,7 @@ class Compare:
     EXAMPLES = """
     clearhead compare
     clearhead compare --preset quick --data my.txt
+    clearhead compare --budget-minutes 5 --attention softmax laser
     clearhead compare --attention softmax laser laser+selective --seeds 8 --out compare-laser
     clearhead compare --attention softmax window:256 bigbird performer --context 4096
     clearhead compare --attention softmax window:16 --data synthetic:recall --context 128

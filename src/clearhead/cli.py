@@ -128,24 +128,30 @@ def _compare(arguments: list[str]) -> int:
         redraw(asked.redraw)
         print(asked.redraw / "report.html")
         return 0
-    from clearhead.compare.plan import ComparePlan
+    request: dict[str, Any] = {
+        "preset": asked.preset,
+        "model": None if asked.model is None else source_name(asked.model),
+        "attention": asked.attention,
+        "arms": asked.arm,
+        "baseline": asked.baseline,
+        "seeds": asked.seeds,
+        "data": None if asked.data is None else source_name(asked.data),
+        "context": asked.context,
+        "steps": asked.steps,
+        "budget": asked.budget,
+        "learning_rates": asked.learning_rates or None,
+        "overrides": asked.set,
+        "workers": asked.workers,
+        "folder": asked.out,
+    }
+    if asked.budget_minutes is None:
+        from clearhead.compare.plan import ComparePlan
 
-    plan = ComparePlan.build(
-        preset=asked.preset,
-        model=None if asked.model is None else source_name(asked.model),
-        attention=asked.attention,
-        arms=asked.arm,
-        baseline=asked.baseline,
-        seeds=asked.seeds,
-        data=None if asked.data is None else source_name(asked.data),
-        context=asked.context,
-        steps=asked.steps,
-        budget=asked.budget,
-        learning_rates=asked.learning_rates or None,
-        overrides=asked.set,
-        workers=asked.workers,
-        folder=asked.out,
-    )
+        plan = ComparePlan.build(**request)
+    else:
+        from clearhead.compare.budget import sized
+
+        plan = sized(asked.budget_minutes, **request)
     from clearhead.compare.run import compare
 
     compare(plan)

@@ -17,6 +17,7 @@ WRITES = [
     "admin",
     "bigbird",
     "bmi",
+    "calibration",
     "deep_thin",
     "deep_training",
     "feedback",

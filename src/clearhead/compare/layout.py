@@ -22,6 +22,10 @@ class Layout:
         """Return the folder of a run that only helps to choose the learning rate."""
         return self.folder / "tuning" / arm.slug / f"lr{rate:g}-seed{seed}"
 
+    def equal_rate_run(self, arm: Arm, rate: float, seed: int) -> Path:
+        """Return the folder of a run at a rate that another arm chose; it only holds a verdict in check."""
+        return self.folder / "equal_rate" / arm.slug / f"lr{rate:g}-seed{seed}"
+
     @property
     def plan(self) -> Path:
         """The plan, written first."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -52,6 +52,9 @@ class ComparePlan:
     """Runs at a time; None = one for each core. Not part of the plan's identity."""
     folder: Path | None = None
     """Where it goes unless `compare` is told; None = `default_folder()`. Not part of the plan's identity."""
+    sizing: Mapping[str, Any] | None = field(default=None, compare=False)
+    """How `--budget-minutes` came to these steps and seeds; None for a plan that says them itself. Kept in plan.json,
+    not part of the plan's identity."""
 
     def __post_init__(self) -> None:
         _require_decoder(self.base.model.architecture)
@@ -169,13 +172,17 @@ class ComparePlan:
             "base": self.base.to_dict(),
         }
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what plan.json holds: `identity`, and how the sizes came about where they were chosen."""
+        return self.identity() | ({} if self.sizing is None else {"sizing": dict(self.sizing)})
+
     def to_json(self) -> str:
-        """Return `identity` as strict JSON text."""
-        return json.dumps(self.identity(), indent=1, allow_nan=False) + "\n"
+        """Return `to_dict` as strict JSON text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ComparePlan:
-        """Read what `identity` gave."""
+        """Read what `identity` or `to_dict` gave."""
         if values.get("format") != FORMAT:
             raise UserError(
                 f"plan.json: expected format {FORMAT}, got {values.get('format')!r}; it was written by another version"
@@ -189,6 +196,7 @@ class ComparePlan:
             learning_rates=tuple(values["learning_rates"]),
             tuning_seeds=values["tuning_seeds"],
             preset=values["preset"],
+            sizing=values.get("sizing"),
         )
 
     @classmethod

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clearhead.compare.verdict import Status
+from clearhead.compare.verdict import Outcomes, Status
 
 SCORES = ("bits_per_byte", "bits_per_answer")
 """What a run may be judged by: text by the first, a generated task by the second."""
@@ -88,6 +88,15 @@ def load_record(folder: Path, arm: str, seed: int) -> Record:
         tokens_per_second=_finite(summary["tokens_per_second"]),
         peak_memory=own if gpu is None else gpu,
         **curves,
+    )
+
+
+def outcomes(name: str, runs: Sequence[Record]) -> Outcomes:
+    """Return what a verdict reads of an arm's runs."""
+    return Outcomes(
+        name,
+        {run.seed: run.status for run in runs},
+        {run.seed: run.test for run in runs if run.status is Status.FINISHED and run.test is not None},
     )
 
 

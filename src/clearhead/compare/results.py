@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from clearhead.compare import curves, tuning
+from clearhead.compare import curves, equal_rate, tuning
 from clearhead.compare import statistics as st
 from clearhead.compare.arms import Arm
 from clearhead.compare.layout import Layout
 from clearhead.compare.plan import ComparePlan
-from clearhead.compare.records import Record, load_record
-from clearhead.compare.verdict import Comparison, Outcomes, Status, Verdict, compare_outcomes
+from clearhead.compare.records import Record, load_record, outcomes
+from clearhead.compare.verdict import Comparison, Rates, Status, Verdict, compare_outcomes
 
 FORMAT = "clearhead.compare/1"
 CONFIDENCE = 0.95
@@ -33,13 +33,12 @@ def collect(folder: Path) -> dict[str, Any]:
     """Read a comparison's folder, finished or not, and return its results as plain, JSON-ready values."""
     layout = Layout(Path(folder))
     plan = ComparePlan.load(layout.folder)
-    records = {
-        arm.name: [load_record(layout.run(arm, seed), arm.name, seed) for seed in plan.seeds] for arm in plan.arms
-    }
+    records = read_records(plan, layout)
     resolved = _read(layout.resolved) or {}
     probe = _read(layout.probe)
-    comparisons = judge(plan, records)
+    comparisons = judge(plan, records, equal_rate.rates(plan, layout))
     missing = [f"{r.arm}, seed {r.seed}" for runs in records.values() for r in runs if r.status is Status.MISSING]
+    missing += equal_rate.missing(plan, layout, comparisons)
     results = {
         "format": FORMAT,
         "clearhead": importlib.metadata.version("clearhead"),
@@ -47,6 +46,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "missing": missing,
         "headline": headline(plan, comparisons, missing, records[plan.baseline]),
         "plan": plan.identity(),
+        "sizing": plan.sizing,
         "score": plan.base.score,
         "unit": unit(plan),
         "definitions": {
@@ -71,20 +71,36 @@ def collect(folder: Path) -> dict[str, Any]:
     return plain(results)
 
 
-def judge(plan: ComparePlan, records: Mapping[str, Sequence[Record]]) -> dict[str, Comparison]:
-    """Compare every arm with the baseline on test bits per byte (of a generated task: per answer)."""
-    outcomes = {
-        name: Outcomes(
-            name,
-            {run.seed: run.status for run in runs},
-            {run.seed: run.test for run in runs if run.status is Status.FINISHED and run.test is not None},
-        )
-        for name, runs in records.items()
-    }
-    candidates = [outcomes[arm.name] for arm in plan.arms if arm.name != plan.baseline]
-    found = compare_outcomes(outcomes[plan.baseline], candidates, confidence=CONFIDENCE, power=POWER, unit=unit(plan))
+def read_records(plan: ComparePlan, layout: Layout) -> dict[str, list[Record]]:
+    """Return the runs of every arm that count for the verdict, done or not."""
+    return {arm.name: [load_record(layout.run(arm, seed), arm.name, seed) for seed in plan.seeds] for arm in plan.arms}
+
+
+def judge(
+    plan: ComparePlan,
+    records: Mapping[str, Sequence[Record]],
+    rates: Mapping[str, Rates] | None = None,
+    *,
+    resamples: int = st.RESAMPLES,
+) -> dict[str, Comparison]:
+    """Compare every arm with the baseline on test bits per byte (of a generated task: per answer).
+
+    `rates`: of the arms that chose another learning rate than the baseline, as `equal_rate.rates` gives them.
+    `resamples`: of the bootstrap beside the intervals, which no verdict depends on; 0 = none.
+    """
+    ends = {name: outcomes(name, runs) for name, runs in records.items()}
+    candidates = [ends[arm.name] for arm in plan.arms if arm.name != plan.baseline]
+    found = compare_outcomes(
+        ends[plan.baseline],
+        candidates,
+        confidence=CONFIDENCE,
+        power=POWER,
+        unit=unit(plan),
+        rates=rates,
+        resamples=resamples,
+    )
     result = {outcome.name: comparison for outcome, comparison in zip(candidates, found, strict=True)}
-    base = outcomes[plan.baseline]
+    base = ends[plan.baseline]
     failed = len(base.seeds(Status.DIVERGED, Status.CRASHED))
     count = f"; {failed} of its {len(plan.seeds)} runs did not finish" if failed else ""
     sentence = f"{plan.baseline} is what the others are measured against{count}."
@@ -97,7 +113,7 @@ def headline(
 ) -> str:
     """Say the outcome in one line."""
     if missing:
-        total = len(plan.arms) * len(plan.seeds)
+        total = (len(plan.arms) + len(equal_rate.wanted(plan, comparisons.values()))) * len(plan.seeds)
         return f"Unfinished: {len(missing)} of {total} runs are missing. What follows is interim."
     groups: dict[Verdict, list[str]] = {}
     for name, comparison in comparisons.items():

@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from clearhead.compare import costs, environment, report, tuning
+from clearhead.compare import costs, environment, equal_rate, report, results, tuning
 from clearhead.compare.layout import Layout
 from clearhead.compare.live import Progress
 from clearhead.compare.plan import TUNING_SEED, ComparePlan
@@ -53,7 +53,7 @@ def compare(plan: ComparePlan, folder: Path | str | None = None, *, progress: bo
     with hold(layout):
         check_text(layout, texts)
         if not layout.plan.exists():
-            write_json(layout.plan, plan.identity())
+            write_json(layout.plan, plan.to_dict())
         with session(layout, plan):
             try:
                 speed = measure_speed(layout, console)
@@ -67,12 +67,12 @@ def compare(plan: ComparePlan, folder: Path | str | None = None, *, progress: bo
                 report.redraw(layout.folder)
                 console.print(f"stopped; the same command goes on. Interim report: {layout.report}", markup=False)
                 raise
-        results = report.redraw(layout.folder)
-    for arm in results["arms"]:
+        made = report.redraw(layout.folder)
+    for arm in made["arms"]:
         if not arm["baseline"]:
             console.print(arm["comparison"]["sentence"], markup=False, highlight=False)
     console.print(f"report: {layout.report}", markup=False)
-    return results
+    return made
 
 
 def check_folder(layout: Layout, plan: ComparePlan) -> None:
@@ -213,7 +213,8 @@ def announce(plan: ComparePlan, resolved: Mapping[str, Any], layout: Layout, con
 
 
 def execute(plan: ComparePlan, layout: Layout, resolved: Mapping[str, Any], console: Console, *, show: bool) -> None:
-    """Run the tuning runs of a grid, choose, then the runs that count. Order: seed by seed over all arms."""
+    """Run the tuning runs of a grid, choose, then the runs that count, then those that a verdict between
+    different rates waits for. Order: seed by seed over all arms."""
     if plan.learning_rates:
         tasks = [
             task(plan, arm.name, seed, layout.tuning_run(arm, rate, seed), resolved, rate)
@@ -232,6 +233,14 @@ def execute(plan: ComparePlan, layout: Layout, resolved: Mapping[str, Any], cons
         for arm in plan.arms
     ]
     run_missing("comparing", tasks, plan, show=show)
+    if plan.learning_rates:
+        judged = results.judge(plan, results.read_records(plan, layout), equal_rate.rates(plan, layout))
+        tasks = [
+            task(plan, arm.name, seed, layout.equal_rate_run(arm, rate, seed), resolved, rate)
+            for arm, rate in equal_rate.wanted(plan, judged.values())
+            for seed in plan.seeds
+        ]
+        run_missing("checking verdicts at one learning rate", tasks, plan, show=show)
 
 
 def task(

@@ -5,6 +5,7 @@ The tuning runs have their own seeds, so no run that chose a rate is also judged
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,11 +52,14 @@ def choose(plan: ComparePlan, layout: Layout, arm: Arm) -> float | None:
     None while tuning runs are missing, and without a grid.
     """
     rows = rates_of(plan, layout, arm)
-    if not rows or any(row["missing"] for row in rows):
-        return None
+    return None if not rows or any(row["missing"] for row in rows) else best(rows)
+
+
+def best(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return the rate that a whole grid chooses; `rows` as `rates_of` gives them."""
     usable = [row for row in rows if row["val"] is not None]
-    best = min(usable, key=lambda row: row["val"]) if usable else min(rows, key=lambda row: row["rate"])
-    return float(best["rate"])
+    row = min(usable, key=lambda row: row["val"]) if usable else min(rows, key=lambda row: row["rate"])
+    return float(row["rate"])
 
 
 def summary(plan: ComparePlan, layout: Layout) -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""Do the verdicts of `clearhead compare` keep their promises? See README.md."""
