@@ -20,7 +20,6 @@ from clearhead.attention.mask import Mask
 from clearhead.attention.terms import Rows
 from clearhead.kernels.rule import Hidden
 
-
 WIDE = 16  # a tile is wide when it has so many times more columns than rows
 
 
@@ -62,8 +61,8 @@ def tiles(
 ) -> Iterator[Tile]:
     """Tiles of up to `rows` rows and about `elements` scores, for sizes (b, h, g, n, m) and a resolved mask.
 
-    Each block of rows reads keys and values, and adds to their gradients, once. Where it sees many, that costs more than
-    the hidden half of a larger block on the diagonal, so blocks are twice as high there.
+    Each block of rows reads keys and values, and adds to their gradients, once. Where it sees many, that costs more
+    than the hidden half of a larger block on the diagonal, so blocks are twice as high there.
     """
     b, h, g, n, m = sizes
     low, high = mask.key_bounds(max(0, n - rows), n, m)
