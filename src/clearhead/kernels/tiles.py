@@ -65,6 +65,8 @@ def tiles(
     than the hidden half of a larger block on the diagonal, so blocks are twice as high there.
     """
     b, h, g, n, m = sizes
+    if not b or not n:
+        return
     low, high = mask.key_bounds(max(0, n - rows), n, m)
     if mask.blocks is None and high - low >= WIDE * rows:
         rows *= 2
