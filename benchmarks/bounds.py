@@ -1,6 +1,6 @@
 """What bounds Self-Adjust and selective temperatures on a CPU: passes over a tile, priced one by one, beside the whole.
 
-    python -m benchmarks.bounds              # prices, calls, training steps; about three minutes of one core
+    python -m benchmarks.bounds              # prices, calls, training steps; about a minute of one core
     python -m benchmarks.bounds --save       # and write benchmarks/results/bounds-cpu-DATE.json and the page's tables
 
 A price is the least time of a pass over a tile whose buffers are at hand, in nanoseconds a score. The sum over the
@@ -236,7 +236,7 @@ def main() -> None:
         "torch": torch.__version__,
         "rounds": arguments.rounds,
         "calls": {"b{} h{} n{} d{}".format(*shape): call(shape, arguments.rounds) for shape in SHAPES},
-        "steps": {f"width {width}": steps(width, arguments.rounds) for width in (128, 256, 512)},
+        "steps": {f"width {width}": steps(width, arguments.rounds) for width in (128, 256)},
     }
     record["load"] = [before, os.getloadavg()[0]]
     text = tables(record)
