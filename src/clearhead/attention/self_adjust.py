@@ -25,87 +25,88 @@ and d low, d high are added where the extrema stand (shared evenly between ties)
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from clearhead.attention.reference import EPS
 from clearhead.attention.spec import SelfAdjust
-from clearhead.kernels.rule import Hidden, TileRule, tile_rule
+from clearhead.kernels.rule import Hidden, Scratch, TileRule, tile_rule
 
 
 @tile_rule(SelfAdjust)
 class SelfAdjustTile(TileRule):
-    """The tile rule (see `kernels/rule.py`)."""
+    """The tile rule (see `kernels/rule.py`). Its time is passes over a tile; docs/self-adjust-speed.md counts them."""
 
     def __init__(self, choice: SelfAdjust) -> None:
         self.form = choice.form
         self.detach = choice.detach_extrema or choice.form == "product"
+        self.scratch = Scratch()
 
     def weights(self, scores: Tensor, hide: Hidden) -> tuple[Tensor, Tensor | None]:
         """See `TileRule.weights`; the division by D is left to the output, which is narrower."""
-        s, a, _, denominator = self._parts(scores, hide)
-        return s.mul_(a), None if denominator is None else denominator.reciprocal()
+        s, low, _, factor = self._parts(scores, hide)
+        return s.mul_(scores if low is None else scores.sub_(low)), factor
 
     def backward(
         self, scores: Tensor, hide: Hidden, gradient_w: Tensor, delta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """See the top of this file."""
-        s, a, at, denominator = self._parts(scores, hide)
-        factor = None if denominator is None else denominator.reciprocal()
-        s_times_g = gradient_w.mul_(s)
-        w = s * a
-        pull = None if at is None else s_times_g.sum(dim=-1, keepdim=True)
-        direct = a.add_(1.0) if factor is None else a.add_(1.0).mul_(factor)
-        d_scores = s_times_g.mul_(direct).addcmul_(s, delta, value=-1.0)
-        if at is not None and pull is not None:
-            self._add_at_extrema(d_scores, at, pull, delta, factor)
+        s, low, high, factor = self._parts(scores, hide)
+        spare = self.scratch.take("spare", scores.shape, scores)
+        a = scores if low is None else torch.sub(scores, low, out=spare)
+        d_scores = gradient_w.addcmul_(gradient_w, a)  # g (a + 1)
+        if factor is not None:
+            d_scores.mul_(factor)
+        d_scores.sub_(delta).mul_(s)
+        w = s.mul_(a)
+        if low is not None and not self.detach:
+            if self.form != "range":
+                hide.fill_(scores, math.nan)  # equal to no extremum, not even to one of 0
+            self._add_at_extrema(d_scores, scores, low, high, delta, factor)
         return d_scores, w, factor
 
-    def _parts(self, x: Tensor, hide: Hidden) -> tuple[Tensor, Tensor, tuple[At, At] | None, Tensor | None]:
-        """s, a = x - low (in x's memory), where low and high are reached (None if not needed), and D."""
-        s = hide.softmax(x)
+    def _parts(self, x: Tensor, hide: Hidden) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """s, low, high (None where the form has none) and 1 / D; hidden scores become 0."""
+        s = hide.softmax(x, out=self.scratch.take("s", x.shape, x))
         if self.form == "product":
-            return s, hide.fill_(x, 0.0), None, None
+            hide.fill_(x, 0.0)
+            return s, None, None, None
         if self.form == "range":
             # A hidden score of 0 changes neither min(l, 0) nor max(u, 0).
             hide.fill_(x, 0.0)
             low, high = x.amin(-1, keepdim=True).clamp_(max=0.0), x.amax(-1, keepdim=True).clamp_(min=0.0)
-            at = None if self.detach else (At(x, low, low < 0.0), At(x, high, high > 0.0))
-            return s, x.sub_(low), at, (high - low).add_(EPS)
+            return s, low, high, (high - low).add_(EPS).reciprocal_()
         high = x.amax(-1, keepdim=True)
-        at_high = None if self.detach else At(x, high)
-        low = hide.fill_(x, float("inf")).amin(-1, keepdim=True)
-        at_low = None if self.detach else At(x, low)
+        low = hide.fill_(x, math.inf).amin(-1, keepdim=True)
         if hide.empty_possible:
-            empty = low == float("inf")
+            empty = low == math.inf
             low, high = low.masked_fill_(empty, 0.0), high.masked_fill_(empty, 0.0)
         hide.fill_(x, 0.0)
-        at = None if at_low is None or at_high is None else (at_low, at_high)
-        return s, x.sub_(low), at, (high - low).add_(EPS) if self.form == "minmax" else None
+        return s, low, high, (high - low).add_(EPS).reciprocal_() if self.form == "minmax" else None
 
     def _add_at_extrema(
-        self, d_scores: Tensor, at: tuple[At, At], pull: Tensor, delta: Tensor, factor: Tensor | None
+        self, d_scores: Tensor, x: Tensor, low: Tensor, high: Tensor | None, delta: Tensor, factor: Tensor | None
     ) -> None:
-        at_low, at_high = at
+        """Add d low and d high where they stand, shared evenly between ties, as the gradient of `amin` is.
+
+        sum_k s_k g_k / D needs no pass of its own: where s sums to 1 it is the sum of the direct part.
+        """
+        pull = d_scores.sum(dim=-1, keepdim=True)
         if factor is None:  # min_shift: no maximum, no denominator
-            at_low.add_(d_scores, pull.neg_())
+            self._add_where(d_scores, x, low, pull.neg_())
             return
-        at_low.add_(d_scores, (delta - pull) * factor)
-        at_high.add_(d_scores, delta * factor.neg())
+        assert high is not None
+        push = delta * factor
+        if self.form == "range":  # the 0 of `range` is a constant
+            self._add_where(d_scores, x, low, (push - pull).mul_(low < 0.0))
+            self._add_where(d_scores, x, high, push.neg_().mul_(high > 0.0))
+        else:
+            self._add_where(d_scores, x, low, push - pull)
+            self._add_where(d_scores, x, high, push.neg_())
 
-
-class At:
-    """Where a row reaches an extremum, as ones in a tile of zeros; ties share a gradient evenly, as `amin`'s do.
-
-    A comparison into a float tensor is vectorised on a CPU; argmin, and comparisons into bool, are ten times slower.
-    """
-
-    def __init__(self, x: Tensor, extremum: Tensor, counts: Tensor | None = None) -> None:
-        """`counts` [.., 1] bool says in which rows the extremum is the row's own (and not the 0 of `range`)."""
-        self.ones = torch.eq(x, extremum, out=torch.empty_like(x))
-        self.counts = counts
-
-    def add_(self, d_scores: Tensor, gradient: Tensor) -> None:
-        """Add each row's gradient where its extremum stands."""
-        share = gradient / self.ones.sum(-1, keepdim=True).clamp_(min=1.0)
-        d_scores.addcmul_(self.ones, share if self.counts is None else share * self.counts)
+    def _add_where(self, d_scores: Tensor, x: Tensor, extremum: Tensor, gradient: Tensor) -> None:
+        """A comparison into a float tensor is vectorised on a CPU; argmin, or one into bool, is ten times slower."""
+        ones = torch.eq(x, extremum, out=self.scratch.take("spare", x.shape, x))
+        d_scores.addcmul_(ones, gradient / ones.sum(-1, keepdim=True).clamp_(min=1.0))

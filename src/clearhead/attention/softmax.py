@@ -18,7 +18,7 @@ from clearhead.attention.precision import working_dtype
 from clearhead.attention.spec import Softmax
 from clearhead.attention.terms import Band, Causal, Rows, Term
 from clearhead.kernels.chunked import ROWS
-from clearhead.kernels.rule import Hidden, TileRule, tile_rule
+from clearhead.kernels.rule import Hidden, Scratch, TileRule, tile_rule
 
 # A mask (or bias) larger than this is not written out for SDPA: the chunked kernel makes it tile by tile.
 DENSE_MASK_LIMIT = 1 << 24
@@ -110,15 +110,15 @@ class SoftmaxTile(TileRule):
     """The tile rule (see `kernels/rule.py`): a tile holds whole rows, so no running maximum is needed."""
 
     def __init__(self, choice: Softmax) -> None:
-        pass
+        self.scratch = Scratch()
 
     def weights(self, scores: Tensor, hide: Hidden) -> tuple[Tensor, Tensor | None]:
         """See `TileRule.weights`."""
-        return hide.softmax(scores), None
+        return hide.softmax(scores, out=self.scratch.take("s", scores.shape, scores)), None
 
     def backward(
         self, scores: Tensor, hide: Hidden, gradient_w: Tensor, delta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """dx_i = s_i (g_i - sum_k s_k g_k), and sum_k s_k g_k = delta."""
-        s = hide.softmax(scores)
+        s, _ = self.weights(scores, hide)
         return gradient_w.sub_(delta).mul_(s), s, None

@@ -15,7 +15,6 @@ values, c rows of a tile, w its columns.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,128 +23,38 @@ from clearhead.attention.bias import Bias, read_bias
 from clearhead.attention.mask import Mask
 from clearhead.attention.precision import without_autocast, working_dtype
 from clearhead.attention.spec import AttentionSpec
-from clearhead.attention.terms import Rows
-from clearhead.kernels.rule import TILE_RULES, Hidden, TileRule
+from clearhead.kernels.rule import TILE_RULES, Scratch, TileRule
+from clearhead.kernels.tiles import Tile, tiles
 
-ROWS = 64  # rows of a tile
-ELEMENTS = 1 << 18  # scores in a tile, about: a few such buffers stay in a core's cache
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One tile: slices into batch, key/value heads, query heads and rows; its columns; what of them is hidden."""
-
-    batch: slice
-    groups: slice
-    heads: slice
-    rows: slice
-    keys: slice | Tensor
-    """[low, high), or the sorted columns of a block pattern."""
-    index: int
-    block: Rows
-    hide: Hidden
-    bias: Bias | None
-    bias_gradients: list[Tensor]
-
-
-def _tiles(
-    b: int,
-    h: int,
-    g: int,
-    n: int,
-    m: int,
-    mask: Mask,
-    bias: Bias | None,
-    gradients: list[Tensor],
-    device: torch.device,
-) -> Iterator[Tile]:
-    r = h // g
-    rows = max(1, min(ROWS, n))
-    blocks = mask.blocks
-    width = m if blocks is None else min(m, blocks.width)
-    groups = max(1, min(g, ELEMENTS // max(1, r * rows * width)))
-    batches = max(1, min(b, ELEMENTS // max(1, h * rows * width))) if groups == g else 1
-    if blocks is not None:  # one list of columns a tile: heads that draw alike, batch rows that stand alike
-        groups = groups if blocks.heads_alike else 1
-        alike = blocks.rows_alike and isinstance(mask.resolved_offset(), int)
-        batches = max(1, min(b, ELEMENTS // max(1, r * groups * rows * width))) if alike else 1
-    empty_possible = mask.may_have_empty_rows(n, m)
-    index = 0
-    for b0 in range(0, b, batches):
-        batch = slice(b0, min(b0 + batches, b))
-        for g0 in range(0, g, groups):
-            group = slice(g0, min(g0 + groups, g))
-            heads = slice(group.start * r, group.stop * r)
-            part = mask.narrow(batch, heads)
-            bias_part = None if bias is None else bias.with_tensors(bias.narrow(bias.tensors(), batch, heads))
-            gradient_part = [] if bias is None or not gradients else bias.narrow(gradients, batch, heads)
-            for q0 in range(0, n, rows):
-                q1 = min(q0 + rows, n)
-                index += 1
-                query = torch.arange(q0, q1, device=device)
-                keys, columns, pieces = _columns(part, query, q0, q1, m)
-                if not len(columns):
-                    continue
-                block = Rows(query, columns, part.resolved_offset(), listed=not isinstance(keys, slice))
-                yield Tile(
-                    batch, group, heads, slice(q0, q1), keys, index, block, Hidden(pieces, empty_possible), bias_part,
-                    gradient_part,
-                )  # fmt: skip
-
-
-def _columns(
-    mask: Mask, query: Tensor, q0: int, q1: int, m: int
-) -> tuple[slice | Tensor, Tensor, list[tuple[slice, Tensor]]]:
-    """The columns that rows q0..q1-1 may see, as a slice or a list, and as numbers; and what they hide of them."""
-    low, high = mask.key_bounds(q0, q1, m)
-    device, blocks = query.device, mask.blocks
-    listed = None if blocks is None or low == high else blocks.columns(*(q + mask.offset_range()[0] for q in (q0, q1)))
-    if listed is None:
-        keys: slice | Tensor = slice(low, high)
-        columns = torch.arange(low, high, device=device)
-    else:
-        columns = listed[0].to(device)
-        inside = torch.searchsorted(columns, torch.tensor([low, high], device=device)).tolist()
-        keys = columns = columns[slice(*inside)]
-        if listed[1]:  # every row sees every block that is listed
-            mask = mask.without(blocks)
-    sure_low, sure_high = mask.sure_bounds(q0, q1, m)
-    # Places of the surely visible among the columns, which are sorted.
-    if listed is None:
-        first, last = max(sure_low, low) - low, min(sure_high, high) - low
-    else:
-        first, last = torch.searchsorted(columns, torch.tensor([sure_low, sure_high], device=device)).tolist()
-    if first >= last:
-        first = last = len(columns)
-    pieces = []
-    for begin, end in ((0, first), (last, len(columns))):
-        if begin < end:
-            seen = mask.visible(Rows(query, columns[begin:end], mask.resolved_offset()))
-            if seen is not None:
-                pieces.append((slice(begin, end), ~seen))
-    return keys, columns, pieces
+ROWS = 64  # rows of a tile; twice as many where rows are long, see `tiles`
+ELEMENTS = 1 << 18  # scores in a tile, about: fewer and larger tiles cost fewer calls, and the shared cache holds them
 
 
 class _Call:
-    """The arguments of one call, in working precision, with grouped views; makes the scores of a tile."""
+    """The arguments of one call, in working precision, with grouped views; makes the scores of a tile.
+
+    Queries are scaled, and everything is contiguous, once and not tile by tile.
+    """
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, spec: str, mask: str, mask_tensors: list[Tensor], bias: str,
         bias_tensors: list[Tensor], scale: float, dropout_p: float, seed: Tensor,
     ) -> None:  # fmt: skip
         dtype = working_dtype(q.dtype)
-        self.q, self.k, self.v = q.to(dtype), k.to(dtype), v.to(dtype)
+        self.q = (q.to(dtype) * scale).contiguous()
+        self.k, self.v = k.to(dtype).contiguous(), v.to(dtype).contiguous()
         weights = AttentionSpec.parse(spec).weights
         self.rule: TileRule = TILE_RULES[type(weights)](weights)
         self.mask = Mask.decode(mask, mask_tensors)
         self.bias = read_bias(bias, bias_tensors) if bias else None
-        self.scale, self.dropout_p = scale, dropout_p
+        self.dropout_p = dropout_p
         self.seed = int(seed) if dropout_p > 0.0 else 0
-        self.b, self.h, self.n, _ = q.shape
-        self.g, self.m = k.shape[1], k.shape[2]
+        self.scratch = Scratch()
 
     def tiles(self, gradients: list[Tensor]) -> Iterator[Tile]:
-        return _tiles(self.b, self.h, self.g, self.n, self.m, self.mask, self.bias, gradients, self.q.device)
+        b, h, n, _ = self.q.shape
+        sizes = (b, h, self.k.shape[1], n, self.k.shape[2])
+        return tiles(sizes, self.mask, self.bias, gradients, self.q.device, rows=ROWS, elements=ELEMENTS)
 
     def query_part(self, x: Tensor, tile: Tile) -> Tensor:
         """Rows of a query-shaped tensor as [b*g, r*c, .]: grouped queries share one product with their key head."""
@@ -159,12 +68,24 @@ class _Call:
         part = part[:, :, tile.keys] if isinstance(tile.keys, slice) else part.index_select(2, tile.keys)
         return part.flatten(0, 1)
 
+    def product(self, name: str, q_tile: Tensor, k_tile: Tensor, tile: Tile) -> Tensor:
+        """Every row of a tile with every column, [b, h, c, w], in the buffer of that name."""
+        lanes, rows, columns = q_tile.shape[0], q_tile.shape[1], k_tile.shape[1]
+        x = torch.bmm(q_tile, k_tile.mT, out=self.scratch.take(name, (lanes, rows, columns), q_tile))
+        return x.view(tile.batch.stop - tile.batch.start, -1, tile.rows.stop - tile.rows.start, columns)
+
     def scores(self, q_tile: Tensor, k_tile: Tensor, tile: Tile) -> Tensor:
         """Scores of a tile, [b, h, c, w]."""
-        rows = tile.rows.stop - tile.rows.start
-        product = torch.bmm(q_tile * self.scale, k_tile.transpose(1, 2))
-        x = product.view(tile.batch.stop - tile.batch.start, -1, rows, product.shape[-1])
+        x = self.product("scores", q_tile, k_tile, tile)
         return x if tile.bias is None else x.add_(tile.bias.block(tile.block))
+
+    def gradient_of(self, x_bgme: Tensor) -> Tensor:
+        """Zeros for the gradient of keys or values, in the memory order in which the products add to it fastest.
+
+        Columns are a tile's long side: [.., e, m] in memory, unless a block pattern picks single keys.
+        """
+        b, g, m, e = x_bgme.shape
+        return torch.zeros_like(x_bgme) if self.mask.blocks is not None else x_bgme.new_zeros(b, g, e, m).mT
 
     def keep(self, like: Tensor, tile: Tile) -> Tensor | None:
         """Dropout's factors: 0 or 1 / (1 - p), drawn from the call's seed and the tile's number, so repeatable."""
@@ -210,16 +131,15 @@ def chunked_backward(
 ) -> list[Tensor]:  # fmt: skip
     """Return [d q, d k, d v] in working precision, then the gradients of the bias's tensors if wanted."""
     call = _Call(q, k, v, spec, mask, mask_tensors, bias, bias_tensors, scale, dropout_p, seed)
-    d_out = d_out.to(call.q.dtype)
+    d_out = d_out.to(call.q.dtype).contiguous()
     delta_bhn1 = (d_out * out).sum(dim=-1, keepdim=True)
-    dq, dk, dv = torch.zeros_like(call.q), torch.zeros_like(call.k), torch.zeros_like(call.v)
+    dq, dk, dv = torch.zeros_like(call.q), call.gradient_of(call.k), call.gradient_of(call.v)
     bias_gradients = [torch.zeros_like(t) for t in bias_tensors] if want_bias else []
     for tile in call.tiles(bias_gradients):
         q_tile, k_tile = call.query_part(call.q, tile), call.key_part(call.k, tile)
-        d_out_part = d_out[tile.batch, tile.heads, tile.rows]
         d_out_tile = call.query_part(d_out, tile)
         x = call.scores(q_tile, k_tile, tile)
-        gradient_w = torch.bmm(d_out_tile, call.key_part(call.v, tile).transpose(1, 2)).view(x.shape)
+        gradient_w = call.product("gradient", d_out_tile, call.key_part(call.v, tile), tile)
         keep = call.keep(x, tile)
         if keep is not None:
             gradient_w.mul_(keep)
@@ -231,27 +151,36 @@ def chunked_backward(
         dx_tile = dx.view(k_tile.shape[0], -1, dx.shape[-1])
         w_tile = w.view(dx_tile.shape)
         if factor is not None:
-            groups = tile.groups.stop - tile.groups.start
-            d_out_tile = (d_out_part * factor).unflatten(1, (groups, -1)).flatten(0, 1).flatten(1, 2)
-        d_query = torch.bmm(dx_tile, k_tile).mul_(call.scale).view(*dx.shape[:3], -1)
-        dq[tile.batch, tile.heads, tile.rows] = d_query
-        _accumulate(dk, tile, dx_tile, q_tile * call.scale)
+            d_out_tile = d_out_tile * factor.view(*d_out_tile.shape[:2], 1)
+        part = torch.bmm(dx_tile, k_tile).view(*dx.shape[:3], -1)
+        torch.mul(part, scale, out=dq[tile.batch, tile.heads, tile.rows])
+        _accumulate(dk, tile, dx_tile, q_tile)
         _accumulate(dv, tile, w_tile, d_out_tile)
-    return [dq, dk, dv, *bias_gradients]
+    return [dq, _in_order(dk), _in_order(dv), *bias_gradients]
 
 
-def _accumulate(target_bgmd: Tensor, tile: Tile, rows_by_keys: Tensor, rows_by_dim: Tensor) -> None:
+def _in_order(x_bgme: Tensor) -> Tensor:
+    """Contiguous, one matrix at a time: PyTorch transposes two dimensions by blocks, more of them number by number."""
+    if x_bgme.is_contiguous():
+        return x_bgme
+    out = torch.empty_like(x_bgme, memory_format=torch.contiguous_format)
+    for target, source in zip(out.flatten(0, 1), x_bgme.flatten(0, 1), strict=True):
+        target.copy_(source)
+    return out
+
+
+def _accumulate(target_bgme: Tensor, tile: Tile, rows_by_keys: Tensor, rows_by_dim: Tensor) -> None:
     """target[tile's keys] += rows_by_keys^T rows_by_dim, without a temporary where the layout allows."""
-    part = target_bgmd[tile.batch, tile.groups]
+    part = target_bgme[tile.batch, tile.groups]
     if not isinstance(tile.keys, slice):
-        update = torch.bmm(rows_by_keys.transpose(1, 2), rows_by_dim)
+        update = torch.bmm(rows_by_keys.mT, rows_by_dim)
         part.index_add_(2, tile.keys, update.unflatten(0, part.shape[:2]))
         return
     part = part[:, :, tile.keys]
-    if part.shape[0] == 1:  # a view of three dimensions: accumulate inside the product
-        part[0].baddbmm_(rows_by_keys.transpose(1, 2), rows_by_dim)
+    if part.shape[0] == 1 or part.shape[1] == target_bgme.shape[1]:  # batch and heads are one run: add in the product
+        part.flatten(0, 1).mT.baddbmm_(rows_by_dim.mT, rows_by_keys)
     else:
-        part += torch.bmm(rows_by_keys.transpose(1, 2), rows_by_dim).view(part.shape)
+        part += torch.bmm(rows_by_keys.mT, rows_by_dim).view(part.shape)
 
 
 @chunked_backward.register_fake
