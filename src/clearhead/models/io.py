@@ -33,8 +33,8 @@ def save_model(model: AnyModel, folder: Path | str) -> None:
     never half. A tied output matrix is stored once. The weights carry the config too: `load_model` refuses a folder
     whose two files do not belong together.
 
-    Raises `UserError` in one line for a full or read-only disk, `TypeError` for a wrapped model (compiled, distributed),
-    whose names would not load.
+    Raises `UserError` in one line for a full or read-only disk, `TypeError` for a wrapped model (compiled,
+    distributed), whose names would not load.
     """
     if not isinstance(model, tuple(ARCHITECTURES.values())):
         raise TypeError(
