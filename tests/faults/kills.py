@@ -173,5 +173,5 @@ def _differences(got: Any, wanted: Any, path: str) -> Iterator[str]:
     elif isinstance(got, list) and isinstance(wanted, list) and len(got) == len(wanted):
         for index, (a, b) in enumerate(zip(got, wanted)):
             yield from _differences(a, b, f"{path}/{index}")
-    elif got != wanted:
+    elif got != wanted and not (got != got and wanted != wanted):  # a NaN is equal to a NaN here
         yield f"{path}: {str(got)[:60]} instead of {str(wanted)[:60]}"

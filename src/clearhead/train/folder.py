@@ -124,7 +124,9 @@ def _check_owner(folder: Path, config: RunConfig, resume: bool) -> None:
         return
     if not resume:
         raise UserError(f"{folder} already holds a run; use another folder, or resume it")
-    found = differences(read_config(folder).to_dict(), config.to_dict())
+    there, here = read_config(folder).to_dict(), config.to_dict()
+    there["train"]["parallel"] = here["train"]["parallel"]  # among how many a step is shared is no part of the run
+    found = differences(there, here)
     if found:
         shown = "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if len(found) > 4 else "")
         raise UserError(f"{folder} holds another run: {shown}; use another folder")

@@ -75,6 +75,11 @@ def train(
         try:
             return run.carry_out()
         except Exception as error:
+            if world.lost(error):
+                raise UserError(
+                    f"{folder}: another process of this run is gone ({' '.join(str(error).split())[:120]}); start it "
+                    f"again with the same command, it goes on from its last checkpoint"
+                ) from error
             if world.writes and not isinstance(error, UserError):
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 with suppress(UserError):  # a full disk must not hide what went wrong first
@@ -131,6 +136,12 @@ class Run:
         for line in damaged:
             self._warn(f"{folder}: {line}; going on from step {self.step}")
         if found is not None:
+            shared = found.state["config"]["train"]["parallel"]
+            if shared != config.train.parallel:
+                self._warn(
+                    f"{folder} was begun with train.parallel={shared} and goes on with {config.train.parallel}: sums "
+                    f"come in another order and dropout draws other numbers, so the last bits may differ from here on"
+                )
             if found.state["torch"] != torch.__version__:
                 self._warn(
                     f"{folder} was begun with torch {found.state['torch']}; the last bits may differ from here on"
