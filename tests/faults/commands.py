@@ -30,8 +30,21 @@ SMALL = {
     "data.test_fraction": "0.2", "train.eval_tokens": "64", "train.test_tokens": "64", "train.log_every": "1",
     "train.batch_size": "2", "train.checkpoint_every": "2", "train.eval_every": "3",
 }  # fmt: skip
-CLOCKED = ("second", "speed", "starts", "memory", "load_average", "date", "sessions", "mixed", "probe", "folder")
-"""Parts of names of what hangs on the clock, the machine's load or how often a command was started."""
+CLOCKED = (
+    "second",
+    "speed",
+    "starts",
+    "memory",
+    "load_average",
+    "date",
+    "sessions",
+    "mixed",
+    "probe",
+    "folder",
+    "commit",
+)
+"""Parts of names of what hangs on the clock, the machine's load, how often a command was started, or on an edit of the
+source between two starts."""
 
 
 def write_texts(folder: Path, documents: int = 10) -> Path:

@@ -77,7 +77,7 @@ STAGES = {
 }
 
 
-@fault("full disk while a run writes its {case}", "one line, exit code 2; earlier checkpoints stay; goes on bit-equal")
+@fault("full disk while a run writes: {case}", "one line, exit code 2; earlier checkpoints stay; goes on bit-equal")
 @pytest.mark.parametrize("stage_of", few(STAGES, "the plan of the run", "weights", "the result"))
 def test_full_disk_in_training(text, data, whole, tmp_path, stage_of):
     def action() -> None:
@@ -133,7 +133,7 @@ DATA_STAGES = {
 }
 
 
-@fault("full disk while {case} are written", "one line, exit code 2; nothing half-made counts; prepared the same later")
+@fault("full disk while data is fetched and prepared: {case}", "one line, exit code 2; nothing half-made counts, and the same later")
 @pytest.mark.parametrize("stage_of", [*DATA_STAGES])
 def test_full_disk_in_data(stage, tmp_path, stage_of):
     wanted = stage.untouched("data")[0]
@@ -169,7 +169,7 @@ COMPARE_STAGES = {
 
 
 @fault(
-    "full disk while a comparison writes its {case}", "one line, exit code 2; ended runs stay; the same results later"
+    "full disk while a comparison writes: {case}", "one line, exit code 2; ended runs stay; the same results later"
 )
 @pytest.mark.parametrize("stage_of", few(COMPARE_STAGES, "tasks"))
 def test_full_disk_in_compare(stage, tmp_path, stage_of):
@@ -209,6 +209,24 @@ def test_full_disk_under_save_model(tmp_path):
         disk.free()
         save_model(small[1], disk.place / "model")
         assert load_model(disk.place / "model").state_dict().keys() == small[1].state_dict().keys()
+
+    within(action)
+
+
+@fault("full disk under the export of a fine-tuned model", "one line; no folder appears under the wanted name")
+def test_full_disk_under_an_export(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    from clearhead.hf.export import _appearing
+
+    def action() -> None:
+        disk = SmallDisk(tmp_path / "disk")
+        with pytest.raises(UserError, match=NO_SPACE) as caught, _appearing(disk.place / "model") as building:  # noqa: PT012
+            disk.fill()
+            save_file({"weight": torch.zeros(100_000)}, building / "model.safetensors")
+        assert "nothing was written" in str(caught.value)
+        assert not (disk.place / "model").exists()
 
     within(action)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from clearhead._disk import disk_errors
 from clearhead.errors import UserError
 from clearhead.models.make import build_model
 from clearhead.models.pretrained_config import PretrainedConfig
@@ -160,7 +161,8 @@ class Run:
         if world.writes:
             (self.folder / RESULT).unlink(missing_ok=True)  # of a crashed start
             if not (self.folder / TOKENIZER).exists():
-                self.data.tokenizer.save(self.folder / TOKENIZER)
+                with disk_errors(TOKENIZER, "the checkpoints are untouched"):
+                    self.data.tokenizer.save(self.folder / TOKENIZER)
         with StopRequest(patient=world.size > 1, announce=self.progress and world.writes) as stop:
             # One process can stop within an evaluation; several agree on it in the next step, where they meet anyway.
             should_stop = (lambda: stop.requested) if world.size == 1 else (lambda: False)
