@@ -66,7 +66,8 @@ def page(stories: list[dict[str, Any]], tests: list[dict[str, Any]]) -> str:
     kills = "\n".join(
         f"| {name} | {told} | {struck} | {equal} of {told} |" for name, told, struck, equal in [*lines, total]
     )
-    disks = sorted({t["said"] for t in tests if t["said"] in ("tmpfs", "RLIMIT_FSIZE")})
+    first = {t["said"].split()[0] for t in tests if t["said"]}
+    disks = sorted(first & {"tmpfs", "RLIMIT_FSIZE"})
     return HEAD.format(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         machine=f"{platform.system()} {platform.machine()}",
@@ -86,12 +87,12 @@ def struck(stories: list[dict[str, Any]]) -> str:
     where: Counter[str] = Counter()
     for kill in (kill for s in stories for kill in s["kills"]):
         if "killed before" in kill:
-            where[kill.split(" killed")[0].replace("all", "command and workers at once")] += 1
+            where["the " + kill.split(" killed")[0].replace("all", "command and its workers at once")] += 1
         else:
-            where["a file event" if "event" in kill else "an amount of CPU time"] += 1
+            where["at a file event" if "event" in kill else "at an amount of CPU time"] += 1
     if not where:
         return "No kills were made."
-    return "They struck at: " + ", ".join(f"{what} {count} times" for what, count in where.most_common()) + "."
+    return "They struck: " + ", ".join(f"{what} {count} times" for what, count in where.most_common()) + "."
 
 
 def rows(tests: list[dict[str, Any]]) -> list[str]:

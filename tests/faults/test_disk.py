@@ -133,7 +133,10 @@ DATA_STAGES = {
 }
 
 
-@fault("full disk while data is fetched and prepared: {case}", "one line, exit code 2; nothing half-made counts, and the same later")
+@fault(
+    "full disk while data is fetched and prepared: {case}",
+    "one line, exit code 2; nothing half-made counts, and the same later",
+)
 @pytest.mark.parametrize("stage_of", [*DATA_STAGES])
 def test_full_disk_in_data(stage, tmp_path, stage_of):
     wanted = stage.untouched("data")[0]
@@ -168,9 +171,7 @@ COMPARE_STAGES = {
 }
 
 
-@fault(
-    "full disk while a comparison writes: {case}", "one line, exit code 2; ended runs stay; the same results later"
-)
+@fault("full disk while a comparison writes: {case}", "one line, exit code 2; ended runs stay; the same results later")
 @pytest.mark.parametrize("stage_of", few(COMPARE_STAGES, "tasks"))
 def test_full_disk_in_compare(stage, tmp_path, stage_of):
     wanted = stage.untouched("compare")[0]
@@ -309,7 +310,7 @@ def test_a_read_only_disk(text, data, tmp_path):
 
 
 @fault("{case} that may not be read", "one line, exit code 2, which names the file")
-@pytest.mark.parametrize("what", ["own text", "prepared tokens", "a run's config", "a checkpoint"])
+@pytest.mark.parametrize("what", few(("own text", "prepared tokens", "a run's config", "a checkpoint"), "own text"))
 def test_a_file_that_may_not_be_read(text, data, tmp_path, what):
     from clearhead.cli import main
 

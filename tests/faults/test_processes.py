@@ -106,7 +106,7 @@ def close(got: dict, wanted: dict) -> None:
     "a run goes on with 1, then 2, then 1 process ({case})",
     "a warning says so; losses, clipped gradient norms and test score as one process's, within rounding",
 )
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.full), "fsdp"])
 def test_one_then_two_then_one(text, data, tmp_path, parallel):
     run, whole = tmp_path / "run", tmp_path / "whole"
     alone = uneven(commands.train(text, run, data, *STILL))

@@ -116,6 +116,7 @@ def test_clock_jumps(text, whole, tmp_path, jump):
     assert not differences(commands.trained(tmp_path / "run"), whole)
 
 
+@pytest.mark.full
 @fault("the wall clock jumps during a comparison", "nothing hangs on it: the same results")
 def test_clock_jumps_in_a_comparison(stage, tmp_path):
     def jumping() -> int:
@@ -210,6 +211,7 @@ def test_bad_batches_without_end(text, data, tmp_path):
     assert (run / "result.json").read_text() == result
 
 
+@pytest.mark.full
 @fault("NaN in one arm of a comparison", "the report and results.json say that the arm diverged; the others stand")
 def test_an_arm_that_diverges(stage, text, data, tmp_path):
     folder = tmp_path / "c"
