@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from clearhead._arguments import given, merge, parse
 from clearhead._disk import disk_error, words
 from clearhead._run_commands import as_user_error, source_name
-from clearhead.errors import UserError, unknown
+from clearhead.errors import PeerLost, UserError, unknown
 
 if TYPE_CHECKING:
     from clearhead.train.config import RunConfig
@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         _complain(str(error))
+        if isinstance(error, PeerLost):  # threads of torch may wait for the dead, and so would an ordinary end
+            sys.stdout.flush()
+            os._exit(2)
         return 2
     except KeyboardInterrupt:
         _complain("interrupted; the same command goes on")

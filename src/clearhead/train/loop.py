@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from clearhead._disk import disk_errors
-from clearhead.errors import UserError
+from clearhead.errors import PeerLost, UserError
 from clearhead.models.make import build_model
 from clearhead.models.pretrained_config import PretrainedConfig
 from clearhead.train import checkpoint as store
@@ -77,7 +77,7 @@ def train(
             return run.carry_out()
         except Exception as error:
             if world.lost(error):
-                raise UserError(
+                raise PeerLost(
                     f"{folder}: another process of this run is gone ({' '.join(str(error).split())[:120]}); start it "
                     f"again with the same command, it goes on from its last checkpoint"
                 ) from error
