@@ -8,13 +8,14 @@ the other. The templates `_page.css.j2` and `_page.js.j2` carry the common look 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
+
+from clearhead._disk import write_whole
 
 ABSENT = "n/a"
 
@@ -33,9 +34,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 def write(path: Path, text: str) -> None:
     """Write to a temporary name and rename it: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
+    write_whole(path, text)
 
 
 class Figures:

@@ -19,8 +19,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from clearhead._arguments import given, merge, parse
+from clearhead._disk import disk_error, words
 from clearhead._run_commands import as_user_error, source_name
-from clearhead.errors import UserError, unknown
+from clearhead.errors import PeerLost, UserError, unknown
 
 if TYPE_CHECKING:
     from clearhead.train.config import RunConfig
@@ -64,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         _complain(str(error))
+        if isinstance(error, PeerLost):  # threads of torch may wait for the dead, and so would an ordinary end
+            sys.stdout.flush()
+            os._exit(2)
         return 2
     except KeyboardInterrupt:
         _complain("interrupted; the same command goes on")
@@ -72,8 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
+        fault = disk_error(error)
+        if fault is not None:
+            _complain(f"{fault.filename or 'a file of this command'}: {words(fault)}; mend that and run again")
+            return 2
         where = _save_traceback(arguments)
-        _complain(f"unexpected {type(error).__name__}: {error}; this is a bug, the traceback is in {where}")
+        _complain(f"unexpected {type(error).__name__}: {error}; this is a bug, the traceback is {where}")
         return 1
 
 
@@ -105,12 +113,17 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _save_traceback(arguments: list[str]) -> Path:
-    handle, name = tempfile.mkstemp(prefix="clearhead-bug-", suffix=".log")
-    command = f"clearhead {' '.join(arguments)}"
-    with os.fdopen(handle, "w", encoding="utf-8") as log:
-        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {command}\n\n{traceback.format_exc()}")
-    return Path(name)
+def _save_traceback(arguments: list[str]) -> str:
+    """Keep the traceback in a file and say where; on a full disk it goes to the terminal."""
+    command, trace = f"clearhead {' '.join(arguments)}", traceback.format_exc()
+    try:
+        handle, name = tempfile.mkstemp(prefix="clearhead-bug-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {command}\n\n{trace}")
+    except OSError:
+        print(trace, file=sys.stderr)
+        return "above"
+    return f"in {name}"
 
 
 # ---- compare ----

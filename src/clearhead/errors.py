@@ -10,6 +10,10 @@ class UserError(ValueError):
     """A mistake in input, configuration or files; the command line prints it as one line and exits with 2."""
 
 
+class PeerLost(UserError):
+    """Another process of those that train together is gone. Only a new start helps."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the closest choice, or an empty string when nothing is close."""
     found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)

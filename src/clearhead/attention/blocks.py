@@ -37,7 +37,7 @@ class Blocks(Term):
         """The pattern over documents as the call's other terms bound them."""
         starts: list[Tensor] = []
         ends: list[Tensor] = []
-        for term in terms:
+        for term in terms if m else ():
             if isinstance(term, KeyRange):
                 starts += [] if term.start is None else [term.start[:, None]]
                 ends += [] if term.end is None else [term.end[:, None]]
@@ -73,7 +73,10 @@ class Blocks(Term):
             seen = seen | (key < 0) | (query < 0)
         if self.layout.random:
             seen = self._with_random(seen, q_block, k_block, blocks)
-        return seen
+        # Not beyond the document: a segment number may come again in another one.
+        if self.start is not None:
+            seen = seen & (rows.keys() >= start)
+        return seen if self.end is None else seen & (rows.keys() < end)
 
     def _with_random(self, seen: Tensor, q_block: Tensor, k_block: Tensor, blocks: Tensor) -> Tensor:
         heads = torch.arange(self.heads.start, self.heads.stop, device=q_block.device)[:, None, None]
@@ -89,6 +92,7 @@ class Blocks(Term):
         start, end = self._document(position)
         x, size = self.layout, self.layout.block
         begin, end = (start + x.tokens).squeeze(-1), end.squeeze(-1)
+        low, high = torch.maximum(low, start.squeeze(-1)), torch.minimum(high, end)
         query = position.squeeze(-1) - begin
         blocks = (end - begin + size - 1).div(size, rounding_mode="floor").clamp_min(1)
         own = torch.minimum(query.div(size, rounding_mode="floor"), blocks - 1)
@@ -191,7 +195,7 @@ class Blocks(Term):
                 found.append(bound[:, :, None, None])
             else:
                 place = position[:, 0, :, 0].clamp(0, self.keys - 1)
-                size = max(place.shape[0], bound.shape[0])
+                size = torch.broadcast_shapes(place.shape[:1], bound.shape[:1])[0]
                 picked = bound.expand(size, -1).gather(1, place.expand(size, -1))
                 found.append(picked[:, None, :, None])
         return found[0], found[1]
@@ -234,7 +238,8 @@ def document_bounds(segments_bm: Tensor) -> tuple[Tensor, Tensor]:
     new = torch.ones_like(segments_bm, dtype=torch.bool)
     new[:, 1:] = segments_bm[:, 1:] != segments_bm[:, :-1]
     start = torch.where(new, index, 0).cummax(dim=1).values
-    last = torch.cat([new[:, 1:], new[:, :1].new_ones(len(new), 1)], dim=1)
+    last = torch.ones_like(new)
+    last[:, :-1] = new[:, 1:]
     end = torch.where(last, index + 1, m).flip(1).cummin(dim=1).values.flip(1)
     return start, end
 

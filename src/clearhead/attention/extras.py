@@ -32,7 +32,7 @@ def measure(call: Call, names: Sequence[str]) -> dict[str, Tensor]:
     _, _, _, n, m = call.sizes
     keys = torch.arange(m, device=call.q.device)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    for first in range(0, n, BLOCK):
+    for first in range(0, max(n, 1), BLOCK):
         q = call.q[:, :, first : first + BLOCK]
         rows = Rows(torch.arange(first, first + q.shape[2], device=q.device), keys, call.mask.resolved_offset())
         scores, visible = visible_scores(
@@ -60,6 +60,8 @@ def refuse_extras(call: Call, names: Sequence[str]) -> None:
 def _one(name: str, weights: Tensor, visible: Tensor, x: Tensor) -> Tensor:
     if name == "weights":
         return weights
+    if not x.shape[-1] and name.startswith("max"):  # the largest of no keys
+        return x.new_full(x.shape[:-1], 0.0 if name == "max_weight" else float("-inf"))
     if name == "max_weight":
         return weights.amax(-1)
     if name == "visible":

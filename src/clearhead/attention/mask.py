@@ -102,6 +102,10 @@ class Mask:
 
     def check(self, b: int, h: int, n: int, m: int) -> None:
         """Raise `ValueError` when a tensor of the mask does not fit queries [b, h, n, .] and keys [b, ., m, .]."""
+        if isinstance(self.offset, Tensor) and (self.offset.dim() != 1 or self.offset.shape[0] not in (1, b)):
+            raise ValueError(
+                f"mask: expected an offset for each of {b} batch rows, got a tensor of shape {tuple(self.offset.shape)}"
+            )
         for term in self.terms:
             term.check(b, h, n, m)
 

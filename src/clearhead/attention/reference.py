@@ -52,6 +52,8 @@ def softmax_weights(choice: Softmax, scores: Tensor, visible: Tensor) -> Tensor:
 def self_adjust_weights(choice: SelfAdjust, scores: Tensor, visible: Tensor) -> Tensor:
     """r(x) * softmax(x), with the row's extrema over visible keys; forms as in `attention/self_adjust.py`."""
     s = softmax_weights(Softmax(), scores, visible)
+    if not scores.shape[-1]:
+        return s  # no keys, so no extrema
     some = visible.any(dim=-1, keepdim=True)
     low = scores.masked_fill(~visible, float("inf")).amin(-1, keepdim=True).masked_fill(~some, 0.0)
     high = scores.masked_fill(~visible, float("-inf")).amax(-1, keepdim=True).masked_fill(~some, 0.0)

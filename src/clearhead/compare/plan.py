@@ -208,7 +208,7 @@ class ComparePlan:
             return cls.from_dict(values)
         except FileNotFoundError:
             raise UserError(f"{folder}: no comparison there (plan.json is missing)") from None
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a readable plan ({error})") from None
 
     def differences(self, other: ComparePlan) -> list[str]:

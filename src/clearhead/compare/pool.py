@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from clearhead._disk import write_whole
+
 SAVE_SECONDS = 60.0
 """How long a worker may take to save after it was asked to stop, before it is killed."""
 POLL_SECONDS = 0.2
@@ -160,6 +162,4 @@ def _terminate_is_interrupt() -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON to a temporary name and rename it, so that no reader ever sees half a file."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -53,9 +53,9 @@ def score_of(entry: Mapping[str, Any]) -> Any:
 
 def load_record(folder: Path, arm: str, seed: int) -> Record:
     """Read one run folder; a folder that does not exist is a missing run."""
-    result = _read_json(folder / "result.json")
-    crash = _read_json(folder / "crash.json")
-    config = _read_json(folder / "config.json") or {}
+    result = read_json(folder / "result.json")
+    crash = read_json(folder / "crash.json")
+    config = read_json(folder / "config.json") or {}
     train, evals, skipped = read_metrics(folder / "metrics.jsonl")
     curves: dict[str, Any] = {"train": train, "evals": evals, "skipped": skipped}
     rate = config.get("optim", {}).get("lr")
@@ -140,7 +140,8 @@ def _columns(rows: dict[int, tuple[float, ...]], names: tuple[str, ...]) -> dict
     return {name: table[:, i] for i, name in enumerate(names)}
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None for a file that is not there or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -19,15 +19,18 @@ from typing import Any
 
 from rich.console import Console
 
+from clearhead._disk import disk_errors
 from clearhead.compare import costs, environment, equal_rate, report, results, tuning
 from clearhead.compare.layout import Layout
 from clearhead.compare.live import Progress
 from clearhead.compare.plan import TUNING_SEED, ComparePlan
 from clearhead.compare.pool import Task, environment_of_worker, run_tasks, write_json
-from clearhead.compare.records import load_record
+from clearhead.compare.records import load_record, read_json
 from clearhead.compare.verdict import Status
 from clearhead.errors import UserError
 
+LEFT_BY_A_START = (".lock", ".plan.json.")
+"""What a first start that was killed leaves: its lock, and perhaps a plan that has not got its name yet."""
 DONE = (Status.FINISHED, Status.DIVERGED)
 """A diverged run is a result. A crashed one is tried again by the next command: the machine may have been at fault."""
 
@@ -49,30 +52,44 @@ def compare(plan: ComparePlan, folder: Path | str | None = None, *, progress: bo
     check_folder(layout, plan)
     texts = prepare_texts(plan, console)
     resolved = costs.resolve(plan) if plan.budget != "time" else None  # builds every arm's model
-    layout.folder.mkdir(parents=True, exist_ok=True)
-    with hold(layout):
-        check_text(layout, texts)
-        if not layout.plan.exists():
-            write_json(layout.plan, plan.to_dict())
-        with session(layout, plan):
-            try:
-                speed = measure_speed(layout, console)
-                if resolved is None:
-                    resolved = costs.resolve(plan, {name: arm["median_seconds"] for name, arm in speed.items()})
-                resolved["data"] = texts[plan.base.data]
-                write_json(layout.resolved, resolved)
-                announce(plan, resolved, layout, console)
-                execute(plan, layout, resolved, console, show=progress)
-            except KeyboardInterrupt:
-                report.redraw(layout.folder)
-                console.print(f"stopped; the same command goes on. Interim report: {layout.report}", markup=False)
-                raise
-        made = report.redraw(layout.folder)
+    with disk_errors(f"{layout.folder}", "the runs that ended are kept, and the same command goes on"):
+        layout.folder.mkdir(parents=True, exist_ok=True)
+        with hold(layout):
+            made = carry_out(plan, layout, texts, resolved, console, show=progress)
     for arm in made["arms"]:
         if not arm["baseline"]:
             console.print(arm["comparison"]["sentence"], markup=False, highlight=False)
     console.print(f"report: {layout.report}", markup=False)
     return made
+
+
+def carry_out(
+    plan: ComparePlan,
+    layout: Layout,
+    texts: Mapping[Any, Mapping[str, Any]],
+    resolved: dict[str, Any] | None,
+    console: Console,
+    *,
+    show: bool,
+) -> dict[str, Any]:
+    """Do what is missing in a folder that is held; return the results. `resolved`: None = the speed decides it."""
+    check_text(layout, texts)
+    if not layout.plan.exists():
+        write_json(layout.plan, plan.to_dict())
+    with session(layout, plan):
+        try:
+            speed = measure_speed(layout, console)
+            if resolved is None:
+                resolved = costs.resolve(plan, {name: arm["median_seconds"] for name, arm in speed.items()})
+            resolved["data"] = texts[plan.base.data]
+            write_json(layout.resolved, resolved)
+            announce(plan, resolved, layout, console)
+            execute(plan, layout, resolved, console, show=show)
+        except KeyboardInterrupt:
+            report.redraw(layout.folder)
+            console.print(f"stopped; the same command goes on. Interim report: {layout.report}", markup=False)
+            raise
+    return report.redraw(layout.folder)
 
 
 def check_folder(layout: Layout, plan: ComparePlan) -> None:
@@ -87,7 +104,7 @@ def check_folder(layout: Layout, plan: ComparePlan) -> None:
                 "would make its intervals wrong"
             )
     elif layout.folder.exists() and (
-        not layout.folder.is_dir() or any(p.name != ".lock" for p in layout.folder.iterdir())
+        not layout.folder.is_dir() or any(not p.name.startswith(LEFT_BY_A_START) for p in layout.folder.iterdir())
     ):
         raise UserError(
             f"{layout.folder} exists and holds no comparison; choose an empty or new folder, nothing there was touched"
@@ -113,7 +130,7 @@ def check_text(layout: Layout, texts: Mapping[Any, Mapping[str, Any]]) -> None:
     """Raise `UserError` when the text is no longer what the folder's runs were trained on."""
     if not layout.resolved.exists():
         return
-    before = json.loads(layout.resolved.read_text(encoding="utf-8")).get("data", {}).get("fingerprint")
+    before = (read_json(layout.resolved) or {}).get("data", {}).get("fingerprint")
     now = {summary["fingerprint"] for summary in texts.values()}
     if before is not None and before not in now:
         raise UserError(
@@ -153,8 +170,17 @@ def session(layout: Layout, plan: ComparePlan) -> Iterator[None]:
                 "load_average_end": environment.load_average(),
                 "runs_ended": sum(runs[path] != before.get(path) for path in runs),
             }
-            with open(layout.sessions, "a", encoding="utf-8") as file:
-                file.write(json.dumps(facts, allow_nan=False) + "\n")
+            append_line(layout.sessions, json.dumps(facts, allow_nan=False))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line; what a kill tore off in the middle of one stays a line of its own."""
+    with open(path, "a+b") as file:
+        file.seek(0, 2)
+        if file.tell():
+            file.seek(-1, 2)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(f"{line}\n".encode())
 
 
 def own_command() -> str | None:
@@ -174,7 +200,8 @@ def worker_count(plan: ComparePlan) -> int:
 
 def measure_speed(layout: Layout, console: Console) -> dict[str, Any]:
     """Run the speed probe in a process of its own, once for each folder; return its figures by arm."""
-    if not layout.probe.exists():
+    if read_json(layout.probe) is None:  # absent, or damaged: measured (again)
+        layout.probe.unlink(missing_ok=True)
         console.print("measuring the speed of one training step of each arm ...")
         command = [sys.executable, "-m", "clearhead.compare.probe", str(layout.folder)]
         process = subprocess.Popen(

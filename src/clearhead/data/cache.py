@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clearhead._disk import disk_error, words
 from clearhead.errors import UserError
 
 Progress = Callable[[str], None]
@@ -81,6 +82,7 @@ def new_folder(final: Path) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         _sweep(parent)
         building = Path(tempfile.mkdtemp(dir=parent, prefix=f".tmp-{final.name}-"))
+        handle = _hold(building)
     except OSError as error:
         raise UserError(
             f"cannot write to the data folder {parent} ({error.strerror}); set CLEARHEAD_DATA to a writable folder"
@@ -88,12 +90,15 @@ def new_folder(final: Path) -> Iterator[Path]:
     try:
         yield building
         _publish(building, final)
-    except OSError as error:
-        if error.errno is not None and error.strerror and building.exists():
-            raise UserError(f"cannot write to the data folder {parent}: {error.strerror}") from error
-        raise
+    except Exception as error:
+        fault = disk_error(error)
+        if fault is None or not building.exists():
+            raise
+        raise UserError(f"cannot write to the data folder {parent}: {words(fault)}; nothing half-made stays") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def discard(folder: Path) -> None:
@@ -103,6 +108,8 @@ def discard(folder: Path) -> None:
         os.rename(folder, grave)
     except FileNotFoundError:
         return  # another process was faster
+    except OSError as error:
+        raise UserError(f"{folder} is damaged and cannot be removed ({error.strerror})") from error
     shutil.rmtree(grave, ignore_errors=True)
 
 
@@ -115,11 +122,40 @@ def _publish(building: Path, final: Path) -> None:
 
 
 def _sweep(parent: Path) -> None:
-    """Delete what killed processes left behind, once it is a day old."""
+    """Delete what killed processes left behind, once it is a day old and nobody holds it.
+
+    The age alone would not do: a clock that jumps ahead makes a folder old that is being filled.
+    """
     now = time.time()
     for path in parent.glob(".tmp-*"):
         try:
             if now - path.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                if not path.is_dir():
+                    path.unlink(missing_ok=True)
+                    continue
+                handle = _hold(path)
+                shutil.rmtree(path, ignore_errors=True)
+                if handle is not None:
+                    os.close(handle)
         except OSError:
-            continue
+            continue  # held, or gone
+
+
+def _hold(folder: Path) -> int | None:
+    """Lock a folder for as long as the handle is open; `BlockingIOError` when another process has it.
+
+    None where the system, or the kind of disk, has no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return handle

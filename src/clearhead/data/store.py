@@ -159,6 +159,8 @@ def verified(folder: Path, format_number: int) -> Iterator[dict[str, Any]]:
         yield header
     except FileNotFoundError as error:
         raise Damaged(f"{error.filename} is missing") from error
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
     except (ValueError, KeyError, AttributeError) as error:
         if isinstance(error, UserError):
             raise

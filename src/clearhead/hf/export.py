@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clearhead._disk import disk_errors
 from clearhead.data.pretrained_folder import pretrained_folder
 from clearhead.errors import UserError
-from clearhead.train.checkpoint import disk_errors
 
 if TYPE_CHECKING:
     from clearhead.hf.model import Pretrained

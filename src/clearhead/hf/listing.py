@@ -16,6 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
+from clearhead._disk import disk_errors, write_whole
 from clearhead.attention.spec import AttentionSpec
 from clearhead.errors import UserError
 from clearhead.hf import zoo
@@ -215,11 +216,10 @@ def _read(path: Path, wanted: dict[str, str]) -> dict[tuple[str, str], Cell]:
 
 
 def _write(path: Path, table: Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"versions": table.versions, "cells": [asdict(cell) for cell in table.cells.values()]}
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    with disk_errors(f"{path}", "the architectures that are in it stay"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 # ---- Markdown ----

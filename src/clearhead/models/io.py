@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from clearhead._disk import disk_errors
 from clearhead.errors import UserError
 from clearhead.models.config import ModelConfig
 from clearhead.models.make import ARCHITECTURES, AnyModel, begin_model
@@ -32,7 +33,8 @@ def save_model(model: AnyModel, folder: Path | str) -> None:
     never half. A tied output matrix is stored once. The weights carry the config too: `load_model` refuses a folder
     whose two files do not belong together.
 
-    Raises `TypeError` for a wrapped model (compiled, distributed), whose names would not load.
+    Raises `UserError` in one line for a full or read-only disk, `TypeError` for a wrapped model (compiled,
+    distributed), whose names would not load.
     """
     if not isinstance(model, tuple(ARCHITECTURES.values())):
         raise TypeError(
@@ -40,12 +42,13 @@ def save_model(model: AnyModel, folder: Path | str) -> None:
             f"{type(model).__name__}; pass the model inside the wrapper"
         )
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(model.config.to_dict(), indent=2)
     tensors = {name: t.detach().cpu().contiguous() for name, t in _stored(model).items()}
     metadata = {"format": "pt", "config": json.dumps(model.config.to_dict(), sort_keys=True)}
-    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata=metadata))
-    _replace(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    with disk_errors(f"{folder}", "what was there before is untouched"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata=metadata))
+        _replace(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
 def load_model(folder: Path | str, *, device: torch.device | str | None = None) -> AnyModel | Pretrained:

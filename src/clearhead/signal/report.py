@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clearhead import _page
+from clearhead._disk import disk_errors
 from clearhead._page import DASHES, PALETTE, SYMBOLS, embedded, write
 from clearhead.signal import view, words
 from clearhead.signal.findings import Report
@@ -97,12 +98,13 @@ GROUPS = {"stream": "Stream", "gradient": "Gradient", "attention": "Attention", 
 def write_report(report: Report, folder: Path | str) -> Path:
     """Write `report.html` and `inspect.json` into a folder, which is made if need be; return the page's path.
 
-    `clearhead.signal.stored.read` brings the report back.
+    `clearhead.signal.stored.read` brings the report back. Raises `UserError` for a disk that cannot be written.
     """
     place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    write(place / NAME, to_json(report))
-    write(place / PAGE, render(report))
+    with disk_errors(f"{place}", "what was there before is untouched"):
+        place.mkdir(parents=True, exist_ok=True)
+        write(place / NAME, to_json(report))
+        write(place / PAGE, render(report))
     return place / PAGE
 
 

@@ -14,13 +14,11 @@ ones as they were. The one before the newest is kept: a damaged checkpoint costs
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from clearhead._disk import disk_errors, flush_folder, write_durably
 from clearhead.errors import UserError
 from clearhead.train.world import like, whole
 
@@ -39,7 +38,6 @@ FOLDER, STATE = "checkpoint", "state.json"
 MODEL, MODEL_CONFIG = "model.safetensors", "config.json"
 OPTIMIZER, HISTORY, MEMORY = "optimizer.safetensors", "history.safetensors", "memory.safetensors"
 COMPANION, COMPANION_OPTIMIZER = "companion.safetensors", "companion_optimizer.safetensors"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Broken(Exception):
@@ -216,49 +214,6 @@ def restore_companion(
     """Put back what `companion_files` gave, out of a checkpoint's files. Raises `Broken` when it does not fit."""
     restore_model(module, files.get(COMPANION, {}))
     restore_optimizer(module, optimizer, files.get(COMPANION_OPTIMIZER, {}))
-
-
-@contextmanager
-def disk_errors(what: str, consolation: str) -> Iterator[None]:
-    """Turn a full or unwritable disk into one line for the person."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise UserError(
-                f"{what}: no space left on the disk; {consolation}; free some space and run again"
-            ) from error
-        raise UserError(f"{what}: cannot be written ({error.strerror or error}); {consolation}") from error
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file and flush it to the disk."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_durably(path: Path, data: bytes) -> None:
-    """Write a file under another name and rename it: a reader finds the old bytes or the new ones."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write_durably(part, data)
-        os.replace(part, path)
-        flush_folder(path.parent)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def flush_folder(folder: Path) -> None:
-    """Flush a folder's list of names, where the system can (POSIX)."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def discard_parts(run: Path) -> None:

@@ -8,17 +8,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clearhead._disk import disk_errors, replace_durably
 from clearhead.errors import UserError
-from clearhead.train.checkpoint import FOLDER, disk_errors, replace_durably
+from clearhead.train.checkpoint import FOLDER
 from clearhead.train.config import RunConfig
 
 CONFIG, METRICS, RESULT, TOKENIZER, LOCK = "config.json", "metrics.jsonl", "result.json", "tokenizer.json", ".lock"
 ENDED = ("finished", "diverged")
+
+
+class InUse(UserError):
+    """Another process holds the folder."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,9 @@ def _check_owner(folder: Path, config: RunConfig, resume: bool) -> None:
         return
     if not resume:
         raise UserError(f"{folder} already holds a run; use another folder, or resume it")
-    found = differences(read_config(folder).to_dict(), config.to_dict())
+    there, here = read_config(folder).to_dict(), config.to_dict()
+    there["train"]["parallel"] = here["train"]["parallel"]  # among how many a step is shared is no part of the run
+    found = differences(there, here)
     if found:
         shown = "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if len(found) > 4 else "")
         raise UserError(f"{folder} holds another run: {shown}; use another folder")
@@ -138,10 +145,9 @@ def _lock(lock: Any, folder: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.seek(0)
-        holder = lock.read().strip()
+        holder = lock.read(80).strip()
         who = f" ({holder})" if holder else ""
-        raise UserError(f"{folder} is in use by another process{who}; wait for it or use another folder") from None
-    lock.seek(0)
-    lock.truncate()
-    lock.write(f"process {os.getpid()}")
-    lock.flush()
+        raise InUse(f"{folder} is in use by another process{who}; wait for it or use another folder") from None
+    with suppress(OSError):  # who holds it is a courtesy: a full disk does not stop the run here
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), f"process {os.getpid()}".encode())

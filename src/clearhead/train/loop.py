@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from clearhead.errors import UserError
+from clearhead._disk import disk_errors
+from clearhead.errors import PeerLost, UserError
 from clearhead.models.make import build_model
 from clearhead.models.pretrained_config import PretrainedConfig
 from clearhead.train import checkpoint as store
@@ -75,6 +76,11 @@ def train(
         try:
             return run.carry_out()
         except Exception as error:
+            if world.lost(error):
+                raise PeerLost(
+                    f"{folder}: another process of this run is gone ({' '.join(str(error).split())[:120]}); start it "
+                    f"again with the same command, it goes on from its last checkpoint"
+                ) from error
             if world.writes and not isinstance(error, UserError):
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 with suppress(UserError):  # a full disk must not hide what went wrong first
@@ -131,6 +137,12 @@ class Run:
         for line in damaged:
             self._warn(f"{folder}: {line}; going on from step {self.step}")
         if found is not None:
+            shared = found.state["config"]["train"]["parallel"]
+            if shared != config.train.parallel:
+                self._warn(
+                    f"{folder} was begun with train.parallel={shared} and goes on with {config.train.parallel}: sums "
+                    f"come in another order and dropout draws other numbers, so the last bits may differ from here on"
+                )
             if found.state["torch"] != torch.__version__:
                 self._warn(
                     f"{folder} was begun with torch {found.state['torch']}; the last bits may differ from here on"
@@ -149,7 +161,8 @@ class Run:
         if world.writes:
             (self.folder / RESULT).unlink(missing_ok=True)  # of a crashed start
             if not (self.folder / TOKENIZER).exists():
-                self.data.tokenizer.save(self.folder / TOKENIZER)
+                with disk_errors(TOKENIZER, "the checkpoints are untouched"):
+                    self.data.tokenizer.save(self.folder / TOKENIZER)
         with StopRequest(patient=world.size > 1, announce=self.progress and world.writes) as stop:
             # One process can stop within an evaluation; several agree on it in the next step, where they meet anyway.
             should_stop = (lambda: stop.requested) if world.size == 1 else (lambda: False)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-from clearhead.train.checkpoint import disk_errors, replace_durably
+from clearhead._disk import disk_errors, replace_durably
 from clearhead.train.folder import METRICS
 
 Event = dict[str, Any]
@@ -54,14 +54,16 @@ class JsonLines:
         last = {"train": step, "eval": evaluated, "signal": step}
         with disk_errors(METRICS, "the checkpoints are untouched"):
             replace_durably(path, b"".join(_lines_until(path, last)))
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+            # Unbuffered: what a full disk refused must not be tried again when the file is closed.
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     def take(self, event: Event) -> None:
         """Append training, evaluation and signal lines, visible to readers at once."""
         if event["kind"] in ("train", "eval", "signal"):
             with disk_errors(METRICS, "the checkpoints are untouched"):
-                self._file.write(json.dumps(event, allow_nan=False) + "\n")
-                self._file.flush()
+                rest = (json.dumps(event, allow_nan=False) + "\n").encode()
+                while rest:
+                    rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
         """Close the file."""

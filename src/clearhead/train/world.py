@@ -24,6 +24,9 @@ from clearhead.errors import UserError
 from clearhead.layers.block import Block
 from clearhead.train.config import TrainConfig
 
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "timed out", "NCCL")
+"""What gloo and NCCL say of a peer that died or does not answer."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -70,7 +73,10 @@ class World:
             ones = torch.ones((), device=device)
             dist.all_reduce(ones)
             if int(ones) != asked or dist.get_world_size() != asked:
-                raise RuntimeError(f"expected {asked} processes in one group, {int(ones)} answered")
+                raise UserError(
+                    f"expected {asked} processes in one group, {int(ones)} answered: they would train apart; start "
+                    f"them together by torchrun, before anything else makes a process group"
+                )
             yield cls(dist.get_rank(), asked, device, train.parallel)
         finally:
             if began:
@@ -117,6 +123,12 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def lost(self, error: Exception) -> bool:
+        """Whether `error` is how torch says that another process has died or does not answer."""
+        if self.size == 1 or not isinstance(error, RuntimeError):  # DistBackendError is one
+            return False
+        return any(sign in str(error) for sign in LOST)
 
     def wait(self) -> None:
         """Wait for every process."""
