@@ -224,8 +224,13 @@ def test_an_arm_that_diverges(stage, text, data, tmp_path):
     assert "hot diverged" in (folder / "report.html").read_text()
 
 
+OF_THE_LIBRARIES = ("torch/_inductor", "torch._inductor", "multiprocessing.resource_tracker")
+"""What other tests of this process may have started for its whole life."""
+
+
 def test_no_command_keeps_a_child():
-    assert children(os.getpid()) == []
+    kept = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in children(os.getpid())]
+    assert [line for line in kept if not any(name in line for name in OF_THE_LIBRARIES)] == []
 
 
 def test_an_unreadable_option_is_no_bug(capsys):

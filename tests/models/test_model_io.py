@@ -49,7 +49,7 @@ def test_a_failed_save_leaves_the_old_model(make_model, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("clearhead.models.io.save_file", half_a_file)
-    with pytest.raises(UserError, match="disk full.*what was there before is untouched"):
+    with pytest.raises(UserError, match=r"disk full.*what was there before is untouched"):
         save_model(make_model(seed=1), tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
