@@ -144,6 +144,8 @@ def train_in_folder(plan: ComparePlan, folder: Path, pairs: Sequence[tuple[str, 
     """
     from clearhead.compare import run as carried_out
 
+    if not pairs:
+        return
     layout = Layout(folder)
     resolved = json.loads(layout.resolved.read_text(encoding="utf-8"))
     tasks = [
@@ -151,6 +153,5 @@ def train_in_folder(plan: ComparePlan, folder: Path, pairs: Sequence[tuple[str, 
         for name, rate in pairs
         for seed in plan.seeds
     ]
-    if tasks:
-        with carried_out.hold(layout), carried_out.session(layout, plan):
-            carried_out.run_missing("checking verdicts at one learning rate", tasks, plan, show=True)
+    with carried_out.hold(layout), carried_out.session(layout, plan):
+        carried_out.run_missing("checking verdicts at one learning rate", tasks, plan, show=True)

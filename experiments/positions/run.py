@@ -27,11 +27,14 @@ def rates_part(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str,
 
 
 def scores_part(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, Any]:
-    """Each arm at its best rate, scored by context."""
+    """Each arm at its best rate, scored by context; then at the baseline's, or that at the arm's, for verdicts that wait."""
     best = lengths.best_rates(read_runs(out / "rates.jsonl"))
     more: dict[str, Any] = QUICK if quick else {}
     jobs = [lengths.Job(arm, best[arm], seed, **more) for seed in range(seeds) for arm in lengths.ARMS if arm in best]
-    return report.scores(_run(out / "runs.jsonl", jobs, workers))
+    runs = _run(out / "runs.jsonl", jobs, workers)
+    pairs = report.wanted(runs)
+    more_jobs = [lengths.Job(arm, rate, seed, **more) for arm, rate in pairs for seed in range(seeds)]
+    return report.scores(runs, _run(out / "runs.jsonl", more_jobs, workers) if more_jobs else [])
 
 
 def _run(path: Path, jobs: list[lengths.Job], workers: int) -> list[dict[str, Any]]:

@@ -137,7 +137,9 @@ def _at_one_rate(claim: Claim, runs: Sequence[Run], again: Sequence[Run], compar
     if interval is not None:
         low, high = sorted(sign * (end - claim.margin) for end in (interval.low, interval.high))
         interval = replace(interval, low=low, high=high)
-    return replace(check, mean=mean, interval=interval, differences=[sign * (d - claim.margin) for d in check.differences])
+    return replace(
+        check, mean=mean, interval=interval, differences=[sign * (d - claim.margin) for d in check.differences]
+    )
 
 
 def _is(claim: Claim, run: Run, arm: str) -> bool:
@@ -168,7 +170,9 @@ def _why(claim: Claim, found: Mapping[str, Any], seeds: int) -> str:
         seen = None if found["detectable"] is None else f"{found['detectable']:.3g}{unit}"
     check = found["equal_rate"]
     if check is not None and check["missing"]:
-        words += f"; {check['missing']} runs of {check['anew']} at the learning rate {check['rate']:g} are still to show it"
+        words += (
+            f"; {check['missing']} runs of {check['anew']} at the learning rate {check['rate']:g} are still to show it"
+        )
     elif check is not None:
         words += f"; {'holds' if check['holds'] else 'not so'} at one learning rate, with {_at(claim, check)}"
     elif found["verdict"] == UNTOLD and seen is not None:

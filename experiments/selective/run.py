@@ -69,8 +69,7 @@ def passkey_part(out: Path, asked: argparse.Namespace) -> Results:
     own = claims.of_passkey(settings, str(passkey.LENGTHS[-1]))
     families = [own, claims.of_maps(settings)]
     parts = [
-        run_plan(plan, out / "passkey.jsonl", passkey.train, workers=asked.workers, families=families)
-        for plan in plans
+        run_plan(plan, out / "passkey.jsonl", passkey.train, workers=asked.workers, families=families) for plan in plans
     ]
     found = {**parts[0]} | {key: [one for part in parts for one in part[key]] for key in ("runs", "again", "rates")}
     return {"passkey": {"found": found, "claims": judge(own, found["runs"], found["again"])}}

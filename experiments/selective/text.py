@@ -73,7 +73,9 @@ def run(chosen: ComparePlan, folder: Path, out: Path) -> None:
     kept_results = {key: results[key] for key in ("headline", "plan", "budget", "sessions", "tuning")}
     found = {**kept_results, "arms": arms, "again": _again(chosen, folder, arms, seen)}
     judged = [
-        one for own in (claims.of_text(), claims.of_maps(["text"])) for one in judge(own, as_runs(found), found["again"])
+        one
+        for own in (claims.of_text(), claims.of_maps(["text"]))
+        for one in judge(own, as_runs(found), found["again"])
     ]
     equal_rate.train_in_folder(chosen, folder, list(dict.fromkeys((arm, rate) for arm, _, rate in wanted(judged))))
     found["again"] = _again(chosen, folder, arms, seen)
