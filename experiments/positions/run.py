@@ -27,7 +27,7 @@ def rates_part(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str,
 
 
 def scores_part(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, Any]:
-    """Each arm at its best rate, scored by context; then at the baseline's, or that at the arm's, for verdicts that wait."""
+    """Each arm at its best rate, scored by context; then, at one rate, what verdicts between different ones wait for."""
     best = lengths.best_rates(read_runs(out / "rates.jsonl"))
     more: dict[str, Any] = QUICK if quick else {}
     jobs = [lengths.Job(arm, best[arm], seed, **more) for seed in range(seeds) for arm in lengths.ARMS if arm in best]

@@ -1,8 +1,8 @@
 """Runs at a learning rate of their own: every arm gets the same grid, chosen from on seeds that the verdict never sees.
 
 A part trains `Job`s. First those of the grid, with seeds from `TUNING_SEED` on; then the judged ones, seeds from 0, at
-the rate whose tuning runs had the lowest mean of what the part calls `val`; last, judged seeds at another arm's rate, where
-a claim between arms of different rates waits for them. All runs of a part stand in one file.
+the rate whose tuning runs had the lowest mean of what the part calls `val`; last, judged seeds at another arm's rate,
+where a claim between arms of different rates waits for them. All runs of a part stand in one file.
 """
 
 from __future__ import annotations
