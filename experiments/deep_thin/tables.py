@@ -38,6 +38,7 @@ def _arms(result: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _pairs(result: Mapping[str, Any]) -> Iterable[str]:
+    words = {arm["name"]: arm["words"] for arm in result["arms"]}
     yield "| candidate | against | difference, simultaneous 95 % interval | verdict |"
     yield "|---|---|---|---|"
     for pair in result["pairs"]:
@@ -45,7 +46,7 @@ def _pairs(result: Mapping[str, Any]) -> Iterable[str]:
         if check is not None and check["missing"]:
             verdict = f"{pair['at_chosen_rates']} at the rates that each chose; not checked at one rate"
         elif check is not None:
-            verdict = equal_rate.words(verdict, check, result["digits"])
+            verdict = equal_rate.words(verdict, check | {"anew": words[check["anew"]]}, result["digits"])
         elif verdict.startswith("no difference") and pair["detectable"] is not None:
             verdict += f" ({pair['detectable']:.{result['digits']}f} would have been found 80 % of the time)"
         yield f"| {pair['candidate']} | {pair['against']} | {_difference(pair, result['digits'])} | {verdict} |"
