@@ -12,7 +12,7 @@ from experiments.positions import lengths, report
 from experiments.running import about, publish, read_runs, run_missing
 
 HERE = Path(__file__).parent
-QUICK = {"steps": 12, "lengths": (128, 256), "tokens": lengths.QUICK_TOKENS}
+QUICK: dict[str, Any] = {"steps": 12, "lengths": (128, 256), "tokens": lengths.QUICK_TOKENS}
 
 
 def rates_part(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def rates_part(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str,
 
 
 def scores_part(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, Any]:
-    """Each arm at its best rate, scored by context; then, at one rate, what verdicts between different ones wait for."""
+    """Each arm at its best rate, scored by context; then, at one rate, what verdicts between others wait for."""
     best = lengths.best_rates(read_runs(out / "rates.jsonl"))
     more: dict[str, Any] = QUICK if quick else {}
     jobs = [lengths.Job(arm, best[arm], seed, **more) for seed in range(seeds) for arm in lengths.ARMS if arm in best]
