@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from clearhead.compare.verdict import Outcomes, Status, compare_outcomes
+from clearhead.compare.statistics import Interval
+from clearhead.compare.verdict import Comparison
+from experiments import equal_rate
 from experiments.admin import amplification as grow
 from experiments.admin import translation as talk
 from experiments.admin.chart import Chart, Line, draw
@@ -207,7 +210,7 @@ def translation(
             if run["seed"] == 0
         ],
         "arms": arms,
-        "verdicts": _verdicts(kept),
+        "verdicts": _verdicts(runs, chosen),
         "curves": [{"arm": run["arm"], "seed": run["seed"], "curve": run["curve"]} for run in kept],
         "cpu_seconds_of_all_runs": round(sum(run["cpu_seconds"] for run in runs)),
     }
@@ -222,36 +225,59 @@ PAIRS = (("Post-LN", ("Post-LN with Admin", "Pre-LN")), ("Pre-LN", ("Post-LN wit
 """Baseline and candidates; intervals are simultaneous within a baseline."""
 
 
-def _verdicts(runs: Runs) -> list[dict[str, Any]]:
-    """Paired over seeds. chrF is turned round for the comparison, which takes lower as better, and back again."""
+def wanted(runs: Runs, chosen: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The arms, and the rates of others, at which a verdict waits for runs or rests on them."""
+    return equal_rate.wanted(found for *_, found in _compared(runs, chosen))
+
+
+def _compared(runs: Runs, chosen: Mapping[str, float]) -> list[tuple[str, float, str, str, Comparison]]:
+    """Quantity, its sign, baseline, arm, and how they compare; what is judged is the quantity times its sign."""
+    seeds = sorted({run["seed"] for run in runs if run["lr"] == chosen[run["arm"]]})
     answer = []
     for name, sign in (("test", 1.0), ("chrf", -1.0)):
-
-        def outcomes(arm: str, name: str = name, sign: float = sign) -> Outcomes:
-            own = [run for run in runs if run["arm"] == arm]
-            status = {run["seed"]: Status(run["status"]) for run in own}
-            values = {run["seed"]: sign * run[name] for run in own if run[name] is not None}
-            return Outcomes(arm, status, values)
-
+        judged = [
+            equal_rate.Run(
+                run["arm"], run["lr"], run["seed"], run["status"], None if run[name] is None else sign * run[name]
+            )
+            for run in runs
+        ]
+        ledger = equal_rate.Ledger(judged, chosen, seeds)
         for baseline, others in PAIRS:
-            compared = compare_outcomes(outcomes(baseline), [outcomes(arm) for arm in others])
-            for arm, found in zip(others, compared, strict=True):
-                interval = found.interval
-                turned = None if interval is None else sorted((sign * interval.low, sign * interval.high))
-                answer.append(
-                    {
-                        "quantity": name,
-                        "arm": arm,
-                        "baseline": baseline,
-                        "verdict": str(found.verdict),
-                        "mean": None if found.mean is None else sign * found.mean,
-                        "interval": turned,
-                        "seeds": len(found.seeds),
-                        "p_holm": found.p_holm,
-                        "detectable": found.detectable,
-                    }
-                )
+            for arm, found in ledger.against(baseline, others).items():
+                answer.append((name, sign, baseline, arm, found))
     return answer
+
+
+def _verdicts(runs: Runs, chosen: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Paired over seeds. chrF is turned round for the comparison, which takes lower as better, and back again."""
+    answer = []
+    for name, sign, baseline, arm, found in _compared(runs, chosen):
+        check = found.equal_rate
+        if check is not None and check.mean is not None:
+            check = dataclasses.replace(check, mean=sign * check.mean, interval=_turned(check.interval, sign))
+        turned = _turned(found.interval, sign)
+        answer.append(
+            {
+                "quantity": name,
+                "arm": arm,
+                "baseline": baseline,
+                "verdict": str(found.verdict),
+                "equal_rate": equal_rate.plain(check),
+                "mean": None if found.mean is None else sign * found.mean,
+                "interval": None if turned is None else [turned.low, turned.high],
+                "seeds": len(found.seeds),
+                "p_holm": found.p_holm,
+                "detectable": found.detectable,
+            }
+        )
+    return answer
+
+
+def _turned(interval: Interval | None, sign: float) -> Interval | None:
+    if interval is None:
+        return None
+    low, high = sorted((sign * interval.low, sign * interval.high))
+    return dataclasses.replace(interval, low=low, high=high)
 
 
 def translation_table(found: Mapping[str, Any]) -> list[str]:
@@ -287,8 +313,12 @@ def translation_table(found: Mapping[str, Any]) -> list[str]:
             continue
         low, high = one["interval"]
         difference = f"{one['mean']:+.3g} [{low:+.3g}, {high:+.3g}]"
-        line = f"- {one['arm']} against {one['baseline']}, {what}: {difference}: **{one['verdict']}**"
-        if one["detectable"] is not None:
+        check = one["equal_rate"]
+        verdict = equal_rate.words(one["verdict"], check, 3)
+        line = f"- {one['arm']} against {one['baseline']}, {what}: {difference}: **{verdict}**"
+        if check is not None and check["holds"]:
+            line += f" (holds with {equal_rate.at_one_rate(check, 3)})"
+        elif check is None and one["detectable"] is not None:
             line += f" (80 % power for {one['detectable']:.2g})"
         table.append(line + ".")
     return table

@@ -32,7 +32,10 @@ def amplification(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[s
 
 
 def translation(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, Any]:
-    """Part (b): learning rates on one seed by the validation pairs, then all seeds at the chosen ones."""
+    """Part (b): learning rates on one seed by the validation pairs, then all seeds at the chosen ones.
+
+    Last, at one rate, what a verdict between arms of different rates waits for.
+    """
     setting = talk.QUICK if quick else talk.SETTING
     path = out / "translation.jsonl"
 
@@ -50,6 +53,8 @@ def translation(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str
     run([talk.Job(arm, lr, TUNING_SEED, setting) for lr in rates for arm in talk.ARMS])
     chosen = talk.chosen_rates([one for one in read_runs(path) if one["seed"] == TUNING_SEED])
     run([talk.Job(arm, chosen[arm], seed, setting) for seed in range(seeds) for arm in talk.ARMS])
+    pairs = report.wanted(read_runs(path), chosen)
+    run([talk.Job(arm, lr, seed, setting) for arm, lr in pairs for seed in range(seeds)])
     return report.translation(
         read_runs(path),
         chosen,

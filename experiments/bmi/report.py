@@ -111,7 +111,7 @@ def _difference(
     interval = st.student_interval(d, comparisons=comparisons)
     detectable = None
     if interval is not None:
-        detectable = st.detectable_effect(float(d.std(ddof=1)), len(d), comparisons=comparisons)
+        detectable = st.detectable_effect(float(d.std(ddof=1)), len(d), comparisons=comparisons, sd_df=len(d) - 1)
     return {
         "corpus": corpus,
         "arm": a,

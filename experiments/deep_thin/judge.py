@@ -1,14 +1,18 @@
-"""From runs to verdicts: learning rates by validation alone, paired differences over seeds, the rules of `compare`."""
+"""From runs to verdicts: learning rates by validation alone, paired differences over seeds, the rules of `compare`.
+
+A verdict between arms of different rates must hold at one rate too (experiments/equal_rate.py); until those runs are
+there the pair is not judged, and the page says what it was at the rates that each chose.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from clearhead.compare.verdict import Comparison, Outcomes, Status, compare_outcomes
+from clearhead.compare.verdict import Comparison, Verdict
+from experiments import equal_rate
 from experiments.deep_thin.settings import CHOOSING_SEED, Arm, Setting
 
 CONFIDENCE = 0.95
@@ -39,8 +43,6 @@ def judge(setting: Setting, runs: Sequence[Run], speed: Mapping[str, Any]) -> di
         arm["parameters_ratio"] = arm["parameters"] / base["parameters"]
         arm["step_ms"] = 1000 * speed[arm["name"]]["median_seconds"]
         arm["step_ratio"] = speed[arm["name"]]["ratio"]
-    outcomes = {arm.name: _outcomes(setting, arm, runs) for arm in setting.arms}
-    level = 1.0 - (1.0 - CONFIDENCE) / len(setting.pairs)
     return {
         "name": setting.name,
         "title": setting.title,
@@ -50,8 +52,8 @@ def judge(setting: Setting, runs: Sequence[Run], speed: Mapping[str, Any]) -> di
         "batch": setting.batch,
         "arms": list(arms.values()),
         "pairs": [
-            _pair(one, other, compare_outcomes(outcomes[other.name], [outcomes[one.name]], confidence=level)[0])
-            for one, other in setting.pairs
+            _pair(one, other, found)
+            for (one, other), found in zip(setting.pairs, _compared(setting, runs), strict=True)
         ],
     }
 
@@ -85,16 +87,20 @@ def _arm(setting: Setting, arm: Arm, runs: Sequence[Run]) -> dict[str, Any]:
     return answer
 
 
-def _outcomes(setting: Setting, arm: Arm, runs: Sequence[Run]) -> Outcomes:
-    rate = choose(setting, arm, runs)
-    status = dict.fromkeys(range(setting.seeds), Status.MISSING)
-    values = {}
-    for run in _of(setting, arm, runs):
-        if run["seed"] in status and run["rate"] == rate:
-            status[run["seed"]] = Status(run["status"])
-            if run.get("test") is not None and math.isfinite(run["test"]):
-                values[run["seed"]] = float(run["test"])
-    return Outcomes(arm.name, status, values)
+def wanted(setting: Setting, runs: Sequence[Run]) -> list[tuple[str, float]]:
+    """The arms, and the rates of others, at which a verdict waits for runs or rests on them."""
+    return equal_rate.wanted(_compared(setting, runs))
+
+
+def _compared(setting: Setting, runs: Sequence[Run]) -> list[Comparison]:
+    found = [
+        equal_rate.Run(run["arm"], run["rate"], run["seed"], run["status"], run.get("test"))
+        for arm in setting.arms
+        for run in _of(setting, arm, runs)
+    ]
+    chosen = {arm.name: choose(setting, arm, runs) for arm in setting.arms}
+    ledger = equal_rate.Ledger(found, chosen, range(setting.seeds))
+    return ledger.pairs([(one.name, other.name) for one, other in setting.pairs], confidence=CONFIDENCE)
 
 
 def _pair(one: Arm, other: Arm, found: Comparison) -> dict[str, Any]:
@@ -102,6 +108,8 @@ def _pair(one: Arm, other: Arm, found: Comparison) -> dict[str, Any]:
         "candidate": one.words,
         "against": other.words,
         "verdict": str(found.verdict),
+        "at_chosen_rates": _at_chosen_rates(found),
+        "equal_rate": equal_rate.plain(found.equal_rate),
         "mean": found.mean,
         "relative": found.relative,
         "low": None if found.interval is None else found.interval.low,
@@ -111,6 +119,13 @@ def _pair(one: Arm, other: Arm, found: Comparison) -> dict[str, Any]:
         "differences": found.differences,
         "seeds": found.seeds,
     }
+
+
+def _at_chosen_rates(found: Comparison) -> str:
+    """The verdict before it was held against one rate."""
+    if found.equal_rate is None or found.mean is None:
+        return str(found.verdict)
+    return str(Verdict.BETTER if found.mean < 0 else Verdict.WORSE)
 
 
 def _of(setting: Setting, arm: Arm, runs: Sequence[Run]) -> list[Run]:

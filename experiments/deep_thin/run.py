@@ -18,7 +18,7 @@ import torch
 from clearhead.errors import UserError
 from experiments.deep_thin.figure import draw
 from experiments.deep_thin.images import load
-from experiments.deep_thin.judge import choose, judge
+from experiments.deep_thin.judge import choose, judge, wanted
 from experiments.deep_thin.settings import CHOOSING_SEED, SETTINGS, Setting, quick
 from experiments.deep_thin.speed import ROUNDS, measure
 from experiments.deep_thin.tables import tables
@@ -33,10 +33,10 @@ def train_one(job: Job) -> dict[str, Any]:
     setting, name, rate, seed, work = job
     torch.set_num_threads(1)
     judged, arm = seed != CHOOSING_SEED, setting.arm(name)
-    if setting.config(arm).architecture == "seq2seq":
-        from experiments.deep_thin.text_runs import train_pairs
+    if setting.config(arm).architecture != "encoder":
+        from experiments.deep_thin.text_runs import train_text
 
-        row = train_pairs(setting, arm, rate, seed, work, judged=judged)
+        row = train_text(setting, arm, rate, seed, work, judged=judged)
     else:
         from experiments.deep_thin.image_runs import train_images
 
@@ -50,20 +50,11 @@ def key_of_run(run: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def run_setting(setting: Setting, path: Path, work: Path, workers: int) -> None:
-    """Run what a task still lacks: first the grid of learning rates, then the seeds that count.
+    """Run what a task still lacks: first the grid of learning rates, then the seeds that count, then what a verdict
+    between different rates waits for.
 
     Raises `UserError` when its data are not here.
     """
-    if setting.name == "language":
-        _run_language(setting, path, work, workers)
-        return
-    if setting.config(setting.arms[0]).architecture == "encoder":
-        load(setting.source)
-    else:
-        from clearhead.data.pairs import prepare_pairs
-        from experiments.deep_thin.text_runs import run_config
-
-        prepare_pairs(run_config(setting, setting.arms[0], setting.rates[0], 0, judged=False).data, progress=print)
 
     def run(jobs: list[Job]) -> None:
         run_missing(
@@ -75,17 +66,36 @@ def run_setting(setting: Setting, path: Path, work: Path, workers: int) -> None:
             workers=workers,
         )
 
-    run([(setting, arm.name, rate, CHOOSING_SEED, work) for rate in setting.rates for arm in setting.arms])
-    rates = {arm.name: choose(setting, arm, read_runs(path)) for arm in setting.arms}
-    run([(setting, arm.name, rates[arm.name], s, work) for s in range(setting.seeds) for arm in setting.arms])
+    if setting.name == "language":
+        _run_language(setting, path, work, workers)
+    else:
+        _prepare(setting)
+        run([(setting, arm.name, rate, CHOOSING_SEED, work) for rate in setting.rates for arm in setting.arms])
+        rates = {arm.name: choose(setting, arm, read_runs(path)) for arm in setting.arms}
+        run([(setting, arm.name, rates[arm.name], s, work) for s in range(setting.seeds) for arm in setting.arms])
+    pairs = wanted(setting, read_runs(path))
+    run([(setting, name, rate, seed, work) for name, rate in pairs for seed in range(setting.seeds)])
+
+
+def _prepare(setting: Setting) -> None:
+    """Raise `UserError` when the task's data are not here."""
+    if setting.config(setting.arms[0]).architecture == "encoder":
+        load(setting.source)
+    else:
+        from clearhead.data.pairs import prepare_pairs
+        from experiments.deep_thin.text_runs import run_config
+
+        prepare_pairs(run_config(setting, setting.arms[0], setting.rates[0], 0, judged=False).data, progress=print)
 
 
 def _run_language(setting: Setting, path: Path, work: Path, workers: int) -> None:
     from experiments.deep_thin.text_runs import compare_language
 
-    done = {key_of_run(run) for run in read_runs(path)}
-    mine = [key for key in done if (key[0], key[4]) == (setting.name, setting.steps)]
-    if len(mine) == len(setting.arms) * (len(setting.rates) + setting.seeds):
+    runs = read_runs(path)
+    done = {key_of_run(run) for run in runs}
+    asked = [(arm.name, rate, CHOOSING_SEED) for arm in setting.arms for rate in setting.rates]
+    asked += [(arm.name, choose(setting, arm, runs), seed) for arm in setting.arms for seed in range(setting.seeds)]
+    if all((setting.name, *key, setting.steps) in done for key in asked):
         return
     rows = compare_language(setting, work, workers)
     with path.open("a") as file:

@@ -1,4 +1,7 @@
-"""Language modelling by `clearhead.compare`, translation by the package's trainer: compare is about decoders so far."""
+"""Language modelling by `clearhead.compare`, translation by the package's trainer: compare is about decoders so far.
+
+Single runs at another arm's rate are the trainer's in both: the same configuration as the comparison's own.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from clearhead.compare.run import compare
 from clearhead.data.config import DataConfig
 from clearhead.train.config import RunConfig, TrainConfig
 from clearhead.train.loop import train
+from experiments import equal_rate
 from experiments.deep_thin.settings import CHOOSING_SEED, Arm, Setting, outside_embedding
 
 
@@ -40,8 +44,8 @@ def run_config(setting: Setting, arm: Arm, rate: float, seed: int, *, judged: bo
     )
 
 
-def train_pairs(setting: Setting, arm: Arm, rate: float, seed: int, folder: Path, *, judged: bool) -> dict[str, Any]:
-    """Train one arm of the translation."""
+def train_text(setting: Setting, arm: Arm, rate: float, seed: int, folder: Path, *, judged: bool) -> dict[str, Any]:
+    """Train one arm of the translation, or of the language modelling."""
     folder = folder / setting.name / arm.name / f"lr{rate:g}-seed{seed}-{setting.steps}"
     train(run_config(setting, arm, rate, seed, judged=judged), folder, progress=False)
     return row_of(folder, judged=judged)
@@ -73,9 +77,11 @@ def compare_language(setting: Setting, folder: Path, workers: int) -> list[dict[
     results = compare(dataclasses.replace(plan, workers=workers), layout.folder)
     chosen = {arm["name"]: arm["chosen"] for arm in results["tuning"]["arms"]}
     rows = []
+    further = list(equal_rate.further_records(plan, layout.folder, chosen))
     for arm in plan.arms:
         runs = [(rate, CHOOSING_SEED, layout.tuning_run(arm, rate, CHOOSING_SEED)) for rate in setting.rates]
         runs += [(chosen[arm.name], seed, layout.run(arm, seed)) for seed in plan.seeds]
+        runs += [(rate, record.seed, record.folder) for rate, record in further if record.arm == arm.name]
         for rate, seed, run in runs:
             key = {"task": setting.name, "arm": arm.name, "rate": rate, "seed": seed, "steps": setting.steps}
             rows.append({**key, **row_of(run, judged=seed != CHOOSING_SEED)})

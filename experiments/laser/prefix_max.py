@@ -24,7 +24,8 @@ from torch import Tensor
 from clearhead.attention.attend import attend
 from clearhead.attention.mask import Mask
 from clearhead.compare.plan import TUNING_SEED
-from clearhead.compare.verdict import Outcomes, Status, compare_outcomes
+from clearhead.compare.verdict import Comparison
+from experiments import equal_rate
 from experiments.running import mean_half
 
 CHANNELS, TOKENS, BATCH, STEPS = 8, 16, 64, 600
@@ -178,26 +179,10 @@ def constant_error(tokens: int) -> float:
 def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each arm over the seeds of the verdict, and against softmax."""
     rates = chosen_rates(runs)
-    final = [run for run in runs if run["seed"] < TUNING_SEED and run["rate"] == rates.get(run["arm"])]
-    seeds = sorted({run["seed"] for run in final})
-    outcomes = {}
-    for arm in rates:
-        by_seed = {run["seed"]: run["error"] for run in final if run["arm"] == arm}
-        outcomes[arm] = Outcomes(
-            arm,
-            {seed: _status(by_seed, seed) for seed in seeds},
-            {seed: error for seed, error in by_seed.items() if error is not None},
-        )
-    if BASELINE not in outcomes or not seeds:
+    final = _final(runs, rates)
+    compared = _compared(runs)
+    if not compared:
         return []
-    others = [arm for arm in outcomes if arm != BASELINE]
-    compared = dict(
-        zip(
-            others,
-            compare_outcomes(outcomes[BASELINE], [outcomes[arm] for arm in others], unit="mean squared error"),
-            strict=True,
-        )
-    )
     rows = []
     for arm, rate in rates.items():
         own = [run for run in final if run["arm"] == arm]
@@ -225,6 +210,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 if found is None or found.interval is None
                 else [found.interval.low, found.interval.high],
                 "verdict": "baseline" if found is None else str(found.verdict),
+                "equal_rate": None if found is None else equal_rate.plain(found.equal_rate),
                 "sentence": None if found is None else found.sentence,
                 "cpu_seconds": mean_half([run["cpu_seconds"] for run in own])[0],
             }
@@ -240,10 +226,38 @@ def _ranges(finished: Sequence[Mapping[str, Any]]) -> dict[str, list[float]] | N
     return {tokens: [min(values), max(values)] for tokens, values in errors.items()}
 
 
-def _status(by_seed: Mapping[int, float | None], seed: int) -> Status:
-    if seed not in by_seed:
-        return Status.MISSING
-    return Status.DIVERGED if by_seed[seed] is None else Status.FINISHED
+def _final(runs: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> list[Mapping[str, Any]]:
+    """The runs that count."""
+    return [run for run in runs if run["seed"] < TUNING_SEED and run["rate"] == rates.get(run["arm"])]
+
+
+def _compared(runs: Sequence[Mapping[str, Any]]) -> dict[str, Comparison]:
+    """Every other arm against softmax; empty where nothing counts yet."""
+    rates = chosen_rates(runs)
+    seeds = sorted({run["seed"] for run in _final(runs, rates)})
+    if BASELINE not in rates or not seeds:
+        return {}
+    judged = [
+        equal_rate.Run(run["arm"], run["rate"], run["seed"], _status(run["error"]), run["error"])
+        for run in runs
+        if run["seed"] < TUNING_SEED
+    ]
+    others = [arm for arm in rates if arm != BASELINE]
+    return equal_rate.Ledger(judged, rates, seeds).against(BASELINE, others, unit="mean squared error")
+
+
+def equal_rate_jobs(runs: Sequence[Mapping[str, Any]], *, quick: bool = False) -> list[Job]:
+    """The runs at one rate that a verdict between different ones waits for."""
+    seeds = sorted({run["seed"] for run in _final(runs, chosen_rates(runs))})
+    return [
+        Job(arm, rate, seed, 5 if quick else STEPS)
+        for arm, rate in equal_rate.wanted(_compared(runs).values())
+        for seed in seeds
+    ]
+
+
+def _status(error: float | None) -> str:
+    return "diverged" if error is None else "finished"
 
 
 def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -264,12 +278,13 @@ def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if row["error"] is None:
             lines.append(f"| {row['arm']} | {rate} | {done} | diverged | | | {row['verdict']} | |")
             continue
+        verdict = equal_rate.words(row["verdict"], row["equal_rate"])
         against = "" if row["difference"] is None else f"{row['difference']:+.4f}"
         if row["interval"] is not None:
             against += f" [{row['interval'][0]:+.4f}, {row['interval'][1]:+.4f}]"
         lines.append(
             f"| {row['arm']} | {rate} | {done} | {_pm(row['error'])} | {row['low']:.4f}, {row['high']:.4f} "
-            f"| {against} | {row['verdict']} | {row['value_spread']:.2f} |"
+            f"| {against} | {verdict} | {row['value_spread']:.2f} |"
         )
     lines += ["", "| error at a length of | " + " | ".join(map(str, LENGTHS)) + " |", "|---" * (1 + len(LENGTHS)) + "|"]
     for row in rows:

@@ -55,11 +55,12 @@ def main() -> None:
 
 
 def _prefix_max(out: Path, seeds: int, *, quick: bool, workers: int) -> None:
-    """First the runs that choose the rates, then those that count."""
+    """First the runs that choose the rates, then those that count, then those that verdicts wait for at one rate."""
     path = out / "prefix_max.jsonl"
     for make in (
         lambda: prefix_max.tuning_jobs(quick=quick),
         lambda: prefix_max.final_jobs(read_runs(path), seeds, quick=quick),
+        lambda: prefix_max.equal_rate_jobs(read_runs(path), quick=quick),
     ):
         run_missing(
             path,

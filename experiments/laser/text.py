@@ -1,12 +1,13 @@
 """LASER against softmax on real text by `clearhead compare`: alone, with a learned temperature, and with values four
-times as large; every arm at its own learning rate of the same grid, chosen on validation with seeds of their own.
+times as large; every arm at its own learning rate of the same grid, chosen on validation with seeds of their own. Runs
+that a verdict between different rates waits for are made beside the comparison's own (experiments/equal_rate.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from clearhead.data.text import prepare
 from clearhead.models.io import load_model
 from clearhead.models.make import build_model
 from clearhead.train.checkpoint import newest_model
+from experiments import equal_rate
 from experiments.laser import look
 
 STEPS, RATES = 1000, (1.5e-3, 3e-3, 6e-3)
@@ -109,8 +111,21 @@ def run(chosen: ComparePlan, folder: Path, out: Path) -> None:
         )
     probe = {key: value for key, value in results["probe"].items() if key != "arms"}
     kept_results = {key: results[key] for key in ("headline", "plan", "budget", "sessions")}
-    found = {**kept_results, "probe": probe, "arms": arms, "pairs": pairs(arms)}
+    rows = pairs(arms, _again(chosen, folder, arms))
+    checks = [row["equal_rate"] for row in rows if row["equal_rate"] is not None]
+    equal_rate.train_in_folder(chosen, folder, list(dict.fromkeys((one["anew"], one["rate"]) for one in checks)))
+    again = _again(chosen, folder, arms)
+    found = {**kept_results, "probe": probe, "arms": arms, "again": again, "pairs": pairs(arms, again)}
     (out / NAME).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _again(chosen: ComparePlan, folder: Path, arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs at a rate that another arm chose."""
+    rates = {arm["name"]: arm["rate"] for arm in arms}
+    return [
+        {"arm": record.arm, "rate": rate, "seed": record.seed, "status": str(record.status), "value": record.test}
+        for rate, record in equal_rate.further_records(chosen, folder, rates)
+    ]
 
 
 def _chosen(tuned: Mapping[str, Any] | None, records: list[Record]) -> float | None:
@@ -129,31 +144,36 @@ def _look(chosen: ComparePlan, record: Record) -> dict[str, Any]:
     return {when: look.look(model, tokens_bt, targets_bt) for when, model in models.items()}
 
 
-def pairs(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each of `PAIRS`, paired by seed, with intervals that hold for all of them together."""
+def pairs(arms: list[dict[str, Any]], again: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Each of `PAIRS`, paired by seed, with intervals that hold for all of them together.
+
+    again: runs at a rate that another arm chose, for verdicts that must hold at one rate.
+    """
     by_name = {arm["name"]: arm for arm in arms}
+    runs = [
+        equal_rate.Run(name, arm["rate"], int(seed), "diverged" if value is None else "finished", value)
+        for name, arm in by_name.items()
+        for seed, value in arm["tests"].items()
+    ]
+    runs += [equal_rate.Run(**one) for one in again]
+    seeds = sorted({run.seed for run in runs})
+    ledger = equal_rate.Ledger(runs, {name: arm["rate"] for name, arm in by_name.items()}, seeds)
     rows: list[dict[str, Any]] = []
     for name, against in PAIRS:
         if name not in by_name or against not in by_name:
             continue
-        tests = [
-            {int(seed): value for seed, value in by_name[one]["tests"].items() if value is not None}
-            for one in (name, against)
-        ]
-        seeds, d = st.paired_differences(tests[0], tests[1])
-        interval = st.student_interval(d, comparisons=len(PAIRS))
-        sd = float(d.std(ddof=1)) if len(seeds) > 1 else 0.0
+        found = ledger.against(against, [name], confidence=1.0 - 0.05 / len(PAIRS))[name]
         rows.append(
             {
                 "name": name,
                 "against": against,
-                "seeds": len(seeds),
-                "failed": [
-                    len(by_name[one]["tests"]) - len(found) for one, found in zip((name, against), tests, strict=True)
-                ],
-                "mean": float(d.mean()) if seeds else None,
-                "interval": None if interval is None else [interval.low, interval.high],
-                "detectable": st.detectable_effect(sd, len(seeds), comparisons=len(PAIRS)),
+                "seeds": len(found.seeds),
+                "failed": [sum(value is None for value in by_name[one]["tests"].values()) for one in (name, against)],
+                "verdict": str(found.verdict),
+                "equal_rate": equal_rate.plain(found.equal_rate),
+                "mean": found.mean,
+                "interval": None if found.interval is None else [found.interval.low, found.interval.high],
+                "detectable": found.detectable,
                 "speed_ratio": _speed_ratio(by_name[name], by_name[against]),
                 **_reach(by_name[name], by_name[against]),
             }
@@ -185,9 +205,12 @@ def _reach(arm: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(out: Path) -> dict[str, Any] | None:
-    """What `run` kept; None before the first run."""
+    """What `run` kept, its pairs judged anew; None before the first run."""
     path = out / NAME
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found | {"pairs": pairs(found["arms"], found.get("again", ()))}
 
 
 def _curve(values: Any) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from experiments import equal_rate
 from experiments.laser import look
 from experiments.running import mean_half
 
@@ -63,16 +64,18 @@ def _sentence(row: Mapping[str, Any]) -> str:
     if row["interval"] is None:
         return f"{what}: not judged, {row['seeds']} pairs without a spread.{failed}"
     low, high = row["interval"]
-    if low > 0:
-        verdict = "*worse*"
-    elif high < 0:
-        verdict = "*not judged*, since not all of its runs finished" if row["failed"][0] else "*better*"
-    else:
-        verdict = "*no difference shown at this size*"
+    verdict = f"*{row['verdict']}*"
+    if high < 0 and row["failed"][0]:
+        verdict += ", since not all of its runs finished"
+    elif row["equal_rate"] is not None:
+        verdict = f"*{equal_rate.words(row['verdict'], row['equal_rate'])}*"
     text = (
         f"{what}: {verdict}, {row['mean']:+.4f} bits per byte [{low:+.4f}, {high:+.4f}] over {row['seeds']} pairs; a "
         f"true difference of {row['detectable']:.4f} would have been found 80 % of the time"
     )
+    check = row["equal_rate"]
+    if check is not None and check["holds"]:
+        text += f"; it holds at one learning rate, with {equal_rate.at_one_rate(check)}"
     if row["of"]:
         text += f"; the other's best validation value reached in {row['reached']} of {row['of']} seeds"
         if row["share"] is not None:

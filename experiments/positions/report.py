@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clearhead.compare.verdict import Outcomes, Status, compare_outcomes
+from clearhead.compare.verdict import Comparison
+from experiments import equal_rate
 from experiments.admin.chart import Chart, Line, draw
 from experiments.positions import lengths as task
 from experiments.running import mean_half
@@ -31,8 +32,11 @@ def rates(runs: Runs) -> dict[str, Any]:
     return {"rows": rows, "taken": task.best_rates([dict(run) for run in runs])}
 
 
-def scores(runs: Runs) -> dict[str, Any]:
-    """Bits per byte by arm and context, the change from the training context, and each arm against the baseline."""
+def scores(runs: Runs, again: Runs = ()) -> dict[str, Any]:
+    """Bits per byte by arm and context, the change from the training context, and each arm against the baseline.
+
+    again: runs at a rate that another arm chose; they hold verdicts in check and count nowhere else.
+    """
     rows = []
     for arm in task.ARMS:
         own = sorted((run for run in runs if run["arm"] == arm and run["test"]), key=lambda run: run["seed"])
@@ -53,37 +57,43 @@ def scores(runs: Runs) -> dict[str, Any]:
                 "cpu_seconds": round(sum(run["train_seconds"] + run["score_seconds"] for run in own)),
             }
         )
-    verdicts = {}
-    if rows:
-        first, *_, last = rows[0]["test"]
-        for name, value in (
-            (first, lambda run: run["test"][first]),
-            (last, lambda run: run["test"][last]),
-            ("change", lambda run: run["test"][last] - run["test"][first]),
-        ):
-            verdicts[name] = _verdicts(runs, value)
+    verdicts = {
+        name: [{"arm": arm, "verdict": str(each.verdict), "sentence": each.sentence} for arm, each in judged.items()]
+        for name, judged in _compared(runs, again).items()
+    }
     scored = next((run["scored"] for run in runs if run["scored"]), None)
     return {"rows": rows, "verdicts": verdicts, "scored": scored}
 
 
-def _verdicts(runs: Runs, value: Any) -> list[dict[str, str]]:
-    outcomes = {
-        arm: Outcomes(
-            arm,
-            {run["seed"]: Status(run["status"]) for run in runs if run["arm"] == arm},
-            {run["seed"]: value(run) for run in runs if run["arm"] == arm and run["test"]},
-        )
-        for arm in task.ARMS
-        if any(run["arm"] == arm for run in runs)
-    }
-    if task.BASELINE not in outcomes or any(len(one.values) < 2 for one in outcomes.values()):
-        return []
-    others = [one for one in outcomes.values() if one.name != task.BASELINE]
-    judged = compare_outcomes(outcomes[task.BASELINE], others)
-    return [
-        {"arm": one.name, "verdict": str(each.verdict), "sentence": each.sentence}
-        for one, each in zip(others, judged, strict=True)
-    ]
+def wanted(runs: Runs, again: Runs = ()) -> list[tuple[str, float]]:
+    """The arms, and the rates of others, at which a verdict waits for runs or rests on them."""
+    return equal_rate.wanted(each for judged in _compared(runs, again).values() for each in judged.values())
+
+
+def _compared(runs: Runs, again: Runs) -> dict[str, dict[str, Comparison]]:
+    """Every arm against the baseline: at the shortest context, at the longest, and by the change between them."""
+    chosen = {arm: run["rate"] for arm in task.ARMS for run in runs if run["arm"] == arm}
+    scored = {arm: [run for run in runs if run["arm"] == arm and run["test"]] for arm in chosen}
+    if task.BASELINE not in chosen or any(len(own) < 2 for own in scored.values()):
+        return {}
+    first, *_, last = scored[task.BASELINE][0]["test"]
+
+    def change(run: Mapping[str, Any]) -> float:
+        return float(run["test"][last] - run["test"][first])
+
+    made = {}
+    for name, value in (
+        (first, lambda run: run["test"][first]),
+        (last, lambda run: run["test"][last]),
+        ("change", change),
+    ):
+        judged = [
+            equal_rate.Run(run["arm"], run["rate"], run["seed"], run["status"], value(run) if run["test"] else None)
+            for run in [*runs, *again]
+        ]
+        ledger = equal_rate.Ledger(judged, chosen, sorted({run["seed"] for run in runs}))
+        made[name] = ledger.against(task.BASELINE, [arm for arm in chosen if arm != task.BASELINE])
+    return made
 
 
 def rates_table(found: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from experiments.positions import lengths, report
 from experiments.running import about, publish, read_runs, run_missing
 
 HERE = Path(__file__).parent
-QUICK = {"steps": 12, "lengths": (128, 256), "tokens": lengths.QUICK_TOKENS}
+QUICK: dict[str, Any] = {"steps": 12, "lengths": (128, 256), "tokens": lengths.QUICK_TOKENS}
 
 
 def rates_part(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, Any]:
@@ -27,11 +27,14 @@ def rates_part(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str,
 
 
 def scores_part(out: Path, *, seeds: int, workers: int, quick: bool) -> dict[str, Any]:
-    """Each arm at its best rate, scored by context."""
+    """Each arm at its best rate, scored by context; then, at one rate, what verdicts between others wait for."""
     best = lengths.best_rates(read_runs(out / "rates.jsonl"))
     more: dict[str, Any] = QUICK if quick else {}
     jobs = [lengths.Job(arm, best[arm], seed, **more) for seed in range(seeds) for arm in lengths.ARMS if arm in best]
-    return report.scores(_run(out / "runs.jsonl", jobs, workers))
+    runs = _run(out / "runs.jsonl", jobs, workers)
+    pairs = report.wanted(runs)
+    more_jobs = [lengths.Job(arm, rate, seed, **more) for arm, rate in pairs for seed in range(seeds)]
+    return report.scores(runs, _run(out / "runs.jsonl", more_jobs, workers) if more_jobs else [])
 
 
 def _run(path: Path, jobs: list[lengths.Job], workers: int) -> list[dict[str, Any]]:

@@ -4,19 +4,26 @@ A claim is about a quantity of two arms, paired over seeds: *less* (or *more*) o
 confirmed where the whole interval of the difference lies beyond the margin, refuted where none of it does, and cannot
 be told where the margin lies within. Intervals are Student's, simultaneous over the claims of a part (Bonferroni). An
 arm with a run that diverged confirms nothing.
+
+Arms that chose different learning rates differ by these too. *Confirmed* must then also hold with the other arm at the
+rate of the first, *refuted* with the first at the rate of the other (experiments/equal_rate.py); until those runs are
+there a claim is not judged.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from clearhead.compare.statistics import detectable_effect, is_constant, paired_differences, student_interval
+from clearhead.compare.verdict import EqualRate
+from experiments import equal_rate
 
 Run = Mapping[str, Any]
 CONFIRMED, REFUTED, UNTOLD = "confirmed", "refuted", "cannot be told at this size"
+WAITS = "not judged yet"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -37,9 +44,18 @@ class Claim:
     """The value is a logarithm, and is said as a ratio."""
 
 
-def judge(claims: Sequence[Claim], runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Every claim with its verdict and the numbers behind it, as plain values."""
-    return [_judge(claim, runs, len(claims)) for claim in claims]
+def judge(claims: Sequence[Claim], runs: Sequence[Run], again: Sequence[Run] = ()) -> list[dict[str, Any]]:
+    """Every claim with its verdict and the numbers behind it, as plain values.
+
+    runs: at the rates that were chosen. again: of the same seeds at others, for claims that must hold at one rate.
+    """
+    return [_judge(claim, runs, again, len(claims)) for claim in claims]
+
+
+def wanted(judged: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
+    """Arm, setting and rate of the runs that claims wait for or rest on; each once."""
+    checks = [(one["about"], one["equal_rate"]) for one in judged if one.get("equal_rate")]
+    return list(dict.fromkeys((check["anew"], about["setting"], check["rate"]) for about, check in checks))
 
 
 def exact(text: str, holds: bool, why: str) -> dict[str, Any]:
@@ -47,7 +63,7 @@ def exact(text: str, holds: bool, why: str) -> dict[str, Any]:
     return {"text": text, "verdict": CONFIRMED if holds else REFUTED, "why": why}
 
 
-def _judge(claim: Claim, runs: Sequence[Run], comparisons: int) -> dict[str, Any]:
+def _judge(claim: Claim, runs: Sequence[Run], again: Sequence[Run], comparisons: int) -> dict[str, Any]:
     own, its = (_by_seed(claim, runs, name) for name in (claim.arm, claim.other))
     seeds, d = paired_differences(own, its)
     asked = {run["seed"] for run in runs if run["setting"] == claim.setting}
@@ -71,9 +87,15 @@ def _judge(claim: Claim, runs: Sequence[Run], comparisons: int) -> dict[str, Any
         verdict = REFUTED
     else:
         verdict = UNTOLD
-    effect = None if is_constant(d) else detectable_effect(float(d.std(ddof=1)), len(d), comparisons=comparisons)
+    effect = None
+    if not is_constant(d):
+        effect = detectable_effect(float(d.std(ddof=1)), len(d), comparisons=comparisons, sd_df=len(d) - 1)
+    check = None if verdict == UNTOLD else _at_one_rate(claim, runs, again, comparisons)
+    if check is not None and not check.holds:
+        verdict = WAITS if check.missing else UNTOLD
     found |= {
         "verdict": verdict,
+        "equal_rate": equal_rate.plain(check),
         "mean": float(d.mean()),
         "interval": [interval.low, interval.high],
         "confidence": interval.confidence,
@@ -81,6 +103,43 @@ def _judge(claim: Claim, runs: Sequence[Run], comparisons: int) -> dict[str, Any
         "differences": [float(x) for x in d],
     }
     return found | {"why": _why(claim, found, len(asked))}
+
+
+def _at_one_rate(claim: Claim, runs: Sequence[Run], again: Sequence[Run], comparisons: int) -> EqualRate | None:
+    """Hold a claim at one rate, by the rule of `clearhead compare`; None where both arms have the same one.
+
+    There lower is better: the quantity is turned, and the other arm's moved by the margin.
+    """
+    of_claim = [run for run in runs if run["setting"] == claim.setting]
+    chosen = {run["arm"]: run.get("rate") for run in of_claim}
+    sign = -1.0 if claim.higher else 1.0
+
+    def value(run: Run) -> float:
+        return sign * claim.value(run) - (claim.margin if run["arm"] == claim.other else 0.0)
+
+    ledger = equal_rate.Ledger(
+        [
+            equal_rate.Run(
+                run["arm"], run.get("rate"), run["seed"], run["status"],
+                value(run) if run["status"] == "finished" else None,
+            )
+            for run in [*of_claim, *(run for run in again if run["setting"] == claim.setting)]
+            if run["arm"] in (claim.arm, claim.other)
+        ],
+        chosen,
+        sorted({run["seed"] for run in of_claim}),
+    )  # fmt: skip
+    (found,) = ledger.pairs([(claim.arm, claim.other)], confidence=1.0 - 0.05 / comparisons)
+    check = found.equal_rate
+    if check is None or check.mean is None:
+        return check
+    mean, interval = sign * (check.mean - claim.margin), check.interval
+    if interval is not None:
+        low, high = sorted(sign * (end - claim.margin) for end in (interval.low, interval.high))
+        interval = replace(interval, low=low, high=high)
+    return replace(
+        check, mean=mean, interval=interval, differences=[sign * (d - claim.margin) for d in check.differences]
+    )
 
 
 def _is(claim: Claim, run: Run, arm: str) -> bool:
@@ -109,13 +168,29 @@ def _why(claim: Claim, found: Mapping[str, Any], seeds: int) -> str:
             f"{claim.quantity} {_signed(found['mean'])}{unit} against {claim.other} [{_signed(low)}, {_signed(high)}]"
         )
         seen = None if found["detectable"] is None else f"{found['detectable']:.3g}{unit}"
-    if found["verdict"] == UNTOLD and seen is not None:
+    check = found["equal_rate"]
+    if check is not None and check["missing"]:
+        words += (
+            f"; {check['missing']} runs of {check['anew']} at the learning rate {check['rate']:g} are still to show it"
+        )
+    elif check is not None:
+        words += f"; {'holds' if check['holds'] else 'not so'} at one learning rate, with {_at(claim, check)}"
+    elif found["verdict"] == UNTOLD and seen is not None:
         words += f"; {found['seeds']} seeds would have seen {seen} with 80 % power"
     if found["failed"]:
         words += f"; {found['failed']} runs diverged"
     if found["seeds"] < seeds:
         words += f"; {found['seeds']} of {seeds} seeds"
     return words
+
+
+def _at(claim: Claim, check: Mapping[str, Any]) -> str:
+    where = f"{check['anew']} at {check['rate']:g} too"
+    if check["mean"] is None:
+        return f"{where}: no pair finished"
+    form = (lambda value: f"{math.exp(value):.3g}") if claim.ratio else _signed
+    text, interval = f"{where}: {form(check['mean'])}{' times' if claim.ratio else ''}", check["interval"]
+    return text if interval is None else f"{text} [{form(interval['low'])}, {form(interval['high'])}]"
 
 
 def _signed(value: float) -> str:

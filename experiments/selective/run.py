@@ -36,41 +36,43 @@ def dilution_part(out: Path, asked: argparse.Namespace) -> Results:
     """(a) By arithmetic, and trained."""
     rows = theory.table()
     plan = dilution.plan(asked.seeds, quick=asked.quick)
-    found = run_plan(plan, out / "dilution.jsonl", dilution.train, workers=asked.workers)
+    own = claims.of_dilution()
+    found = run_plan(plan, out / "dilution.jsonl", dilution.train, workers=asked.workers, families=[own])
     return {
         "theory": {"found": rows, "claims": claims.of_theory(rows)},
-        "dilution": {"found": found, "claims": judge(claims.of_dilution(), found["runs"])},
+        "dilution": {"found": found, "claims": judge(own, found["runs"], found["again"])},
     }
 
 
 def token_generation_part(out: Path, asked: argparse.Namespace) -> Results:
     """(b) Neighbours in a graph."""
     plan = token_generation.plan(asked.seeds, quick=asked.quick)
-    found = run_plan(plan, out / "token_generation.jsonl", token_generation.train, workers=asked.workers)
-    return {
-        "token_generation": {"found": found, "claims": judge(claims.of_token_generation(plan.settings), found["runs"])}
-    }
+    own = claims.of_token_generation(plan.settings)
+    path = out / "token_generation.jsonl"
+    found = run_plan(plan, path, token_generation.train, workers=asked.workers, families=[own])
+    return {"token_generation": {"found": found, "claims": judge(own, found["runs"], found["again"])}}
 
 
 def denoising_part(out: Path, asked: argparse.Namespace) -> Results:
     """(c) Signals among noise."""
     plan = denoising.plan(asked.seeds, quick=asked.quick)
-    found = run_plan(plan, out / "denoising.jsonl", denoising.train, workers=asked.workers)
+    own = claims.of_denoising(plan.settings)
+    found = run_plan(plan, out / "denoising.jsonl", denoising.train, workers=asked.workers, families=[own])
     found["untrained"] = {sigma: denoising.untrained(float(sigma)) for sigma in plan.settings}
-    return {"denoising": {"found": found, "claims": judge(claims.of_denoising(plan.settings), found["runs"])}}
+    return {"denoising": {"found": found, "claims": judge(own, found["runs"], found["again"])}}
 
 
 def passkey_part(out: Path, asked: argparse.Namespace) -> Results:
     """(d) and, of the same models, (e)."""
+    plans = passkey.plans(asked.seeds, quick=asked.quick)
+    settings = [setting for plan in plans for setting in plan.settings]
+    own = claims.of_passkey(settings, str(passkey.LENGTHS[-1]))
+    families = [own, claims.of_maps(settings)]
     parts = [
-        run_plan(plan, out / "passkey.jsonl", passkey.train, workers=asked.workers)
-        for plan in passkey.plans(asked.seeds, quick=asked.quick)
+        run_plan(plan, out / "passkey.jsonl", passkey.train, workers=asked.workers, families=families) for plan in plans
     ]
-    found = {**parts[0], "runs": [run for one in parts for run in one["runs"]]}
-    found["rates"] = [rate for one in parts for rate in one["rates"]]
-    settings = list(dict.fromkeys(run["setting"] for run in found["runs"]))
-    longest = str(passkey.LENGTHS[-1])
-    return {"passkey": {"found": found, "claims": judge(claims.of_passkey(settings, longest), found["runs"])}}
+    found = {**parts[0]} | {key: [one for part in parts for one in part[key]] for key in ("runs", "again", "rates")}
+    return {"passkey": {"found": found, "claims": judge(own, found["runs"], found["again"])}}
 
 
 def text_part(out: Path, asked: argparse.Namespace) -> Results:
@@ -79,22 +81,24 @@ def text_part(out: Path, asked: argparse.Namespace) -> Results:
     text.run(plan, out / "compare" if asked.quick else asked.compared, out)
     found = text.read(out)
     assert found is not None
-    return {"text": {"found": found, "claims": judge(claims.of_text(), text.as_runs(found))}}
+    return {"text": {"found": found, "claims": judge(claims.of_text(), text.as_runs(found), found.get("again", ()))}}
 
 
 def maps_part(results: Mapping[str, Any]) -> Results:
     """(e) What the runs of (d) and (f) say of their maps."""
     passkeys = results["passkey"]["found"] if "passkey" in results else {"runs": [], "rates": [], "grid": []}
+    again = list(passkeys.get("again", ()))
     found = {"runs": list(passkeys["runs"]), "rates": list(passkeys["rates"]), "grid": passkeys["grid"]}
     if "text" in results:
         compared = results["text"]["found"]
         found["runs"] += text.as_runs(compared)
+        again += compared.get("again", [])
         found["rates"] += [
             {"arm": arm["name"], "setting": "text", "rate": arm["rate"], "at_edge": arm["at_edge"]}
             for arm in compared["arms"]
         ]
     settings = list(dict.fromkeys(run["setting"] for run in found["runs"]))
-    judged = judge(claims.of_maps(settings), found["runs"])
+    judged = judge(claims.of_maps(settings), found["runs"], again)
     # The runs themselves stand under their own parts already.
     slim = [
         {key: run[key] for key in ("arm", "setting", "seed", "status", "maps") if key in run} for run in found["runs"]

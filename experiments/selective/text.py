@@ -2,7 +2,8 @@
 
 The package's quick preset (Shakespeare's bytes, 2 layers, width 64, 600 steps), with a grid of learning rates for every
 arm, chosen on validation text and on seeds that the verdict never sees. Afterwards every model is read again for the
-spikiness of its maps and the norm of W_q W_k^T.
+spikiness of its maps and the norm of W_q W_k^T. Claims between two arms of different rates wait for runs at one rate;
+those that the comparison did not make itself are made beside its own.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import torch
 from clearhead.compare.arms import Arm
 from clearhead.compare.layout import Layout
 from clearhead.compare.plan import ComparePlan
-from clearhead.compare.records import load_record
+from clearhead.compare.records import Record, load_record
 from clearhead.compare.run import compare
 from clearhead.compare.verdict import Status
 from clearhead.data.text import prepare
 from clearhead.models.io import load_model
 from clearhead.train.checkpoint import newest_model
-from experiments.selective import spikiness
+from experiments import equal_rate
+from experiments.selective import claims, spikiness
 from experiments.selective.arms import ARMS, BASELINE, WHOLE
+from experiments.selective.judge import judge, wanted
 
 RATES = (1.25e-3, 2.5e-3, 5e-3)
 STEPS = 600
@@ -59,14 +62,8 @@ def run(chosen: ComparePlan, folder: Path, out: Path) -> None:
     edges = {arm["name"] for arm in (results["tuning"] or {"arms": []})["arms"] if arm["at_edge"]}
     arms = []
     for arm in results["arms"]:
-        runs, records = (
-            [],
-            [load_record(layout.run(chosen.arm(arm["name"]), seed), arm["name"], seed) for seed in chosen.seeds],
-        )
-        for record in records:
-            finished = record.status is Status.FINISHED
-            maps = spikiness.of_model(load_model(newest_model(record.folder)), seen) if finished else None
-            runs.append({"seed": record.seed, "status": str(record.status), "test": record.test, "maps": maps})
+        records = [load_record(layout.run(chosen.arm(arm["name"]), seed), arm["name"], seed) for seed in chosen.seeds]
+        runs = [_looked(record, seen) for record in records]
         kept = ("name", "overrides", "test", "comparison", "speed", "cpu_seconds")
         arms.append(
             {key: arm[key] for key in kept}
@@ -74,7 +71,31 @@ def run(chosen: ComparePlan, folder: Path, out: Path) -> None:
             | {"rate": records[0].learning_rate, "at_edge": arm["name"] in edges}
         )
     kept_results = {key: results[key] for key in ("headline", "plan", "budget", "sessions", "tuning")}
-    (out / NAME).write_text(json.dumps({**kept_results, "arms": arms}, indent=1) + "\n")
+    found = {**kept_results, "arms": arms, "again": _again(chosen, folder, arms, seen)}
+    judged = [
+        one
+        for own in (claims.of_text(), claims.of_maps(["text"]))
+        for one in judge(own, as_runs(found), found["again"])
+    ]
+    equal_rate.train_in_folder(chosen, folder, list(dict.fromkeys((arm, rate) for arm, _, rate in wanted(judged))))
+    found["again"] = _again(chosen, folder, arms, seen)
+    (out / NAME).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _looked(record: Record, seen: torch.Tensor) -> dict[str, Any]:
+    """What counts of a run."""
+    finished = record.status is Status.FINISHED
+    maps = spikiness.of_model(load_model(newest_model(record.folder)), seen) if finished else None
+    return {"seed": record.seed, "status": str(record.status), "test": record.test, "maps": maps}
+
+
+def _again(chosen: ComparePlan, folder: Path, arms: list[dict[str, Any]], seen: torch.Tensor) -> list[dict[str, Any]]:
+    """The runs at a rate that another arm chose, in the form that `judge` takes."""
+    rates = {arm["name"]: arm["rate"] for arm in arms}
+    return [
+        {"arm": record.arm, "setting": "text", "rate": rate} | _looked(record, seen)
+        for rate, record in equal_rate.further_records(chosen, folder, rates)
+    ]
 
 
 def read(out: Path) -> dict[str, Any] | None:
@@ -86,7 +107,8 @@ def read(out: Path) -> dict[str, Any] | None:
 def as_runs(found: dict[str, Any]) -> list[dict[str, Any]]:
     """The comparison's runs in the form that `judge` takes."""
     return [
-        {"arm": arm["name"], "setting": "text", "status": run["status"]} | {k: run[k] for k in ("seed", "test", "maps")}
+        {"arm": arm["name"], "setting": "text", "rate": arm["rate"], "status": run["status"]}
+        | {k: run[k] for k in ("seed", "test", "maps")}
         for arm in found["arms"]
         for run in arm["runs"]
     ]

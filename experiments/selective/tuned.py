@@ -1,7 +1,8 @@
 """Runs at a learning rate of their own: every arm gets the same grid, chosen from on seeds that the verdict never sees.
 
 A part trains `Job`s. First those of the grid, with seeds from `TUNING_SEED` on; then the judged ones, seeds from 0, at
-the rate whose tuning runs had the lowest mean of what the part calls `val`. All runs of a part stand in one file.
+the rate whose tuning runs had the lowest mean of what the part calls `val`; last, judged seeds at another arm's rate,
+where a claim between arms of different rates waits for them. All runs of a part stand in one file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from clearhead.compare.plan import TUNING_SEED
 from experiments.running import read_runs, run_missing
+from experiments.selective.judge import Claim, judge, wanted
 
 TUNING_SEEDS = 2
 Run = dict[str, Any]
@@ -99,14 +101,46 @@ class Plan:
 
     def judged(self, runs: Sequence[Run]) -> list[Run]:
         """Of all runs, those that count."""
-        wanted = {job.key for job in self.judged_jobs(runs)}
-        return [run for run in runs if key_of_run(run) in wanted]
+        asked = {job.key for job in self.judged_jobs(runs)}
+        return [run for run in runs if key_of_run(run) in asked]
+
+    def again(self, runs: Sequence[Run]) -> list[Run]:
+        """Of all runs, those of judged seeds at a rate that another arm chose."""
+        rates = self.chosen(runs)
+        return [
+            run
+            for run in runs
+            if run["seed"] < self.seeds
+            and run["steps"] == self.steps
+            and rates.get((run["arm"], run["setting"]), run["rate"]) != run["rate"]
+        ]
+
+    def equal_rate_jobs(self, families: Sequence[Sequence[Claim]], runs: Sequence[Run]) -> list[Job]:
+        """The runs at one rate that claims wait for; each family of claims has intervals of its own."""
+        judged, again = self.judged(runs), self.again(runs)
+        asked = [one for claims in families for one in wanted(judge(claims, judged, again))]
+        return [
+            Job(arm, setting, rate, seed, self.steps)
+            for arm, setting, rate in dict.fromkeys(asked)
+            for seed in range(self.seeds)
+        ]
 
 
-def run_plan(plan: Plan, path: Path, train: Callable[[Job], Run], *, workers: int) -> dict[str, Any]:
-    """Run what is missing of the grid, then of the judged runs; return the judged runs and the chosen rates."""
+def run_plan(
+    plan: Plan,
+    path: Path,
+    train: Callable[[Job], Run],
+    *,
+    workers: int,
+    families: Sequence[Sequence[Claim]] = (),
+) -> dict[str, Any]:
+    """Run what is missing of the grid, then of the judged runs, then what the claims of `families` wait for.
+
+    Returns the judged runs, those again at another rate, and the chosen rates.
+    """
     _run(path, plan.tuning_jobs(), train, workers)
     _run(path, plan.judged_jobs(read_runs(path)), train, workers)
+    _run(path, plan.equal_rate_jobs(families, read_runs(path)), train, workers)
     runs = read_runs(path)
     rates = [
         {"arm": arm, "setting": setting, "rate": rate, "at_edge": rate in (min(plan.rates), max(plan.rates))}
@@ -116,6 +150,7 @@ def run_plan(plan: Plan, path: Path, train: Callable[[Job], Run], *, workers: in
     seconds = [run.get("cpu_seconds", 0.0) for run in runs]
     return {
         "runs": judged,
+        "again": plan.again(runs),
         "rates": rates,
         "grid": list(plan.rates),
         "steps": plan.steps,

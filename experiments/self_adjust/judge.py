@@ -2,6 +2,7 @@
 
 Families of comparisons, each with simultaneous intervals of its own: the forms against softmax; the controls against
 softmax; the controls and `range, detached` against `range`; at each other position, the two arms against its softmax.
+*Better* and *worse* between arms of different learning rates must hold at one rate too (experiments/equal_rate.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clearhead.compare.verdict import Comparison, Outcomes, Status, Verdict, compare_outcomes
+from clearhead.compare.verdict import Comparison, Verdict
+from experiments import equal_rate
 from experiments.running import mean_half
 from experiments.self_adjust.arms import BASELINE, DEFAULT, DETACHED, EXPLAINING, FORMS, MAIN
 from experiments.self_adjust.text import FORMS_PLAN, LONG_PLAN
@@ -22,13 +24,16 @@ def arms_of(plan: Found) -> dict[str, Any]:
     return {one["name"]: one for one in plan["arms"]}
 
 
-def outcomes(one: Found) -> Outcomes:
-    """An arm's runs, as the package's statistics take them."""
-    return Outcomes(
-        one["name"],
-        {int(seed): Status(status) for seed, status in one["status"].items()},
-        {int(seed): value for seed, value in one["tests"].items()},
-    )
+def ledger(plan: Found) -> equal_rate.Ledger:
+    """A comparison's runs, those at other arms' rates too."""
+    runs = [
+        equal_rate.Run(one["name"], one["rate"], int(seed), status, one["tests"].get(seed))
+        for one in plan["arms"]
+        for seed, status in one["status"].items()
+        if status != "missing"
+    ]
+    runs += [equal_rate.Run(**one) for one in plan.get("again", ())]
+    return equal_rate.Ledger(runs, {one["name"]: one["rate"] for one in plan["arms"]}, plan["seeds"])
 
 
 def family(plan: Found, baseline: str, names: Sequence[str]) -> dict[str, Comparison]:
@@ -37,8 +42,7 @@ def family(plan: Found, baseline: str, names: Sequence[str]) -> dict[str, Compar
     own = [name for name in names if name in arms and name != baseline]
     if baseline not in arms or not own:
         return {}
-    judged = compare_outcomes(outcomes(arms[baseline]), [outcomes(arms[name]) for name in own])
-    return dict(zip(own, judged, strict=True))
+    return ledger(plan).against(baseline, own)
 
 
 def families(found: Found) -> dict[str, dict[str, Comparison]]:
@@ -53,6 +57,11 @@ def families(found: Found) -> dict[str, dict[str, Comparison]]:
         if name != FORMS_PLAN:
             made[name] = family(plan, BASELINE, [one["name"] for one in plan["arms"]])
     return made
+
+
+def wanted(found: Found) -> list[tuple[str, float]]:
+    """Of the comparisons in `found`, the arms and rates that a verdict waits for."""
+    return equal_rate.wanted(one for family in families(found).values() for one in family.values())
 
 
 def carried(against_softmax: Comparison, against_range: Comparison) -> str:
@@ -82,6 +91,8 @@ def said(compared: Comparison) -> str:
 
 def verdict(compared: Comparison) -> str:
     """The verdict; where no difference is shown, with what would have been seen 80 % of the time."""
+    if compared.equal_rate is not None:
+        return equal_rate.words(str(compared.verdict), compared.equal_rate)
     if compared.verdict is Verdict.NO_DIFFERENCE and compared.detectable is not None:
         return f"no difference shown (80 % power: {compared.detectable:.4f})"
     return str(compared.verdict)
@@ -92,17 +103,19 @@ def over_positions(found: Found) -> list[dict[str, Any]]:
     plans = {MAIN if name == FORMS_PLAN else name: plan for name, plan in found.items() if name != LONG_PLAN}
     rows = []
     for name in (DEFAULT, DETACHED):
-        each = []
+        each, own_rates = [], False
         for plan in plans.values():
             arms = arms_of(plan)
             if name in arms:
                 base, own = arms[BASELINE]["tests"], arms[name]["tests"]
                 each.append({seed: own[seed] - base[seed] for seed in base if seed in own})
+                own_rates |= arms[name]["rate"] != arms[BASELINE]["rate"]
         seeds = sorted(set.intersection(*(set(one) for one in each))) if each else []
         if seeds:
             means = [sum(one[seed] for one in each) / len(each) for seed in seeds]
             mean, half = mean_half(means)
-            rows.append({"arm": name, "positions": list(plans), "seeds": len(seeds), "mean": mean, "half": half})
+            about = {"arm": name, "positions": list(plans), "seeds": len(seeds), "own_rates": own_rates}
+            rows.append(about | {"mean": mean, "half": half})
     return rows
 
 

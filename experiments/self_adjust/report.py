@@ -149,7 +149,7 @@ def text_tables(found: Found) -> list[str]:
         half = "" if row["half"] is None else f" ± {row['half']:.4f}"
         lines.append(
             f"- Over {', '.join(row['positions'])}, {row['seeds']} seeds: {row['arm']} less softmax is "
-            f"{row['mean']:+.4f}{half} bits per byte."
+            f"{row['mean']:+.4f}{half} bits per byte{', each at the rate that it chose' if row['own_rates'] else ''}."
         )
     told = judge.explanations(found)
     return [*lines, "", "What explains it:", "", *(f"- {line}" for line in told)] if told else lines

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.running import about, publish
-from experiments.self_adjust import jacobian, report, saturation, text
+from experiments.self_adjust import jacobian, judge, report, saturation, text
 
 HERE = Path(__file__).parent
 PARTS = ("jacobian", "text", "saturation")
@@ -34,7 +34,7 @@ def main() -> None:
     if "jacobian" in asked.parts:
         results["jacobian"] = jacobian.run(quick=asked.quick)
     if "text" in asked.parts:
-        text.run(folder, out, seeds=asked.seeds, workers=asked.workers, quick=asked.quick)
+        text.run(folder, out, judge.wanted, seeds=asked.seeds, workers=asked.workers, quick=asked.quick)
     if "saturation" in asked.parts:
         saturation.run(folder, out, seeds=asked.seeds, workers=asked.workers, quick=asked.quick)
     if asked.parts:

@@ -2,14 +2,14 @@
 
 One comparison for the forms and controls (rotary positions), one for each other position, and one of four times the
 steps, at the rates that the first one chose. Every arm of all but the last gets the same grid of learning rates on
-seeds of their own.
+seeds of their own. Runs that a verdict between different rates waits for are made beside the comparison's own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from clearhead.compare.plan import ComparePlan
 from clearhead.compare.records import load_record
 from clearhead.compare.run import compare
 from clearhead.compare.statistics import gradient_tail
+from experiments import equal_rate
 from experiments.self_adjust.arms import (
     BASELINE,
     DEFAULT,
@@ -58,6 +59,7 @@ FORMS_PLAN, LONG_PLAN = "forms", "longer"
 LONG_ARMS = (BASELINE, DEFAULT, ROW_SUM)
 POSITION_ARMS = (BASELINE, DEFAULT, DETACHED)
 NAME = "text.json"
+Wanted = Callable[[Mapping[str, Any]], list[tuple[str, float]]]
 
 
 def plans(*, seeds: int, workers: int, quick: bool = False) -> Iterator[tuple[str, ComparePlan]]:
@@ -95,19 +97,29 @@ def _plan(
     return dataclasses.replace(made, tuning_seeds=TUNING_SEEDS)
 
 
-def run(folder: Path, out: Path, *, seeds: int, workers: int, quick: bool) -> None:
-    """Run the comparisons below `folder`, or what is missing of them, and keep what counts in `out`."""
+def run(folder: Path, out: Path, wanted: Wanted, *, seeds: int, workers: int, quick: bool) -> None:
+    """Run the comparisons below `folder`, or what is missing of them, and keep what counts in `out`.
+
+    wanted: says which arms at which rates the verdicts on a comparison wait for.
+    """
     use_controls()
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     for name, plan in plans(seeds=seeds, workers=workers, quick=quick):
-        found[name] = keep(plan, compare(plan, folder / name), folder / name)
+        found[name] = _compared(name, plan, folder / name, wanted)
         _write(out, found)
     if not quick:
         rates = {one["name"]: one["rate"] for one in found[FORMS_PLAN]["arms"]}
         plan = longer(rates, seeds=seeds, workers=workers)
-        found[LONG_PLAN] = keep(plan, compare(plan, folder / LONG_PLAN), folder / LONG_PLAN)
+        found[LONG_PLAN] = _compared(LONG_PLAN, plan, folder / LONG_PLAN, wanted)
         _write(out, found)
+
+
+def _compared(name: str, plan: ComparePlan, folder: Path, wanted: Wanted) -> dict[str, Any]:
+    results = compare(plan, folder)
+    found = keep(plan, results, folder)
+    equal_rate.train_in_folder(plan, folder, wanted({name: found}))
+    return keep(plan, results, folder)
 
 
 def keep(plan: ComparePlan, results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -143,7 +155,18 @@ def keep(plan: ComparePlan, results: Mapping[str, Any], folder: Path) -> dict[st
                 "cpu_seconds": one["cpu_seconds"]["mean"],
             }
         )
-    return {"steps": plan.base.total_steps, "seeds": list(plan.seeds), "arms": arms, "sessions": results["sessions"]}
+    rates = {one["name"]: one["rate"] for one in arms}
+    again = [
+        {"arm": record.arm, "rate": rate, "seed": record.seed, "status": record.status.value, "value": record.test}
+        for rate, record in equal_rate.further_records(plan, folder, rates)
+    ]
+    return {
+        "steps": plan.base.total_steps,
+        "seeds": list(plan.seeds),
+        "arms": arms,
+        "again": again,
+        "sessions": results["sessions"],
+    }
 
 
 def read(out: Path) -> dict[str, Any] | None:
