@@ -21,6 +21,7 @@ from clearhead.attention.reference import reference_attention
 from clearhead.attention.softmax import mask_kind, refuse_sdpa, sdpa_attention
 from clearhead.attention.spec import Laser, Mean, Performer, Softmax
 from clearhead.errors import unknown
+from clearhead.kernels import one_tile
 from clearhead.kernels.chunked import chunked_attention
 from clearhead.kernels.rule import TILE_RULES
 
@@ -67,6 +68,7 @@ def _note_sdpa(call: Call) -> str:
 
 
 def _run_sdpa(call: Call) -> Tensor:
+    call = call.on_seen_keys()
     if isinstance(call.spec.read, Laser):
         return laser_by_kernel(call, _sdpa_mean)
     return _sdpa_mean(call)
@@ -88,12 +90,17 @@ def _refuse_chunked(call: Call) -> str | None:
 
 
 def _note_chunked(call: Call) -> str:
+    if one_tile.fits(call):
+        return "few queries and no gradient: one tile, written out"
     return "tiles of whole rows, scores made again in the backward pass, memory linear in length"
 
 
 def _run_chunked(call: Call) -> Tensor:
+    few = one_tile.fits(call)
     if isinstance(call.spec.read, Laser):
-        return laser_tiled(call)
+        return laser_by_kernel(call.on_seen_keys(), one_tile.one_tile) if few else laser_tiled(call)
+    if few:
+        return one_tile.one_tile(call).to(call.q.dtype)
     out = chunked_attention(call.q, call.k, call.v, call.spec, call.mask, call.bias, call.scale, call.dropout_p)
     return out.to(call.q.dtype)
 

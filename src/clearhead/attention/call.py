@@ -14,6 +14,7 @@ from torch import Tensor
 from clearhead.attention.bias import Bias
 from clearhead.attention.mask import Mask
 from clearhead.attention.spec import AttentionSpec
+from clearhead.attention.terms import Band, Causal
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,22 @@ class Call:
     def with_tensors(self, q: Tensor, k: Tensor, v: Tensor) -> Call:
         """The same call on other tensors of the same shapes."""
         return replace(self, q=q, k=k, v=v)
+
+    def on_seen_keys(self) -> Call:
+        """The same call on the run of keys that its queries may see: a window's decoding reads a window, not a cache.
+
+        Only where every term of the mask is told by positions alone, and no bias is.
+        """
+        _, _, _, n, m = self.sizes
+        told = all(isinstance(t, Band) or (isinstance(t, Causal) and t.prefix == 0) for t in self.mask.terms)
+        offset = self.mask.resolved_offset()
+        if not told or self.bias is not None or not isinstance(offset, int) or torch.compiler.is_compiling():
+            return self
+        low, high = self.mask.key_bounds(0, n, m)
+        if low == high or high - low == m:
+            return self
+        mask = replace(self.mask, offset=offset - low)
+        return replace(self, k=self.k[:, :, low:high], v=self.v[:, :, low:high], mask=mask)
 
     def some_visible(self) -> Tensor | None:
         """[1|b, 1|h, n, 1] bool: whether a query sees any key; None when all surely do."""
