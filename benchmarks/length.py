@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clearhead import AttentionSpec, attend
 from clearhead.attention import laser, performer
 from clearhead.attention.mask import Mask
+from clearhead.bench import peak
 from clearhead.bench.machine import cpu_model
 from clearhead.kernels import chunked
 
@@ -202,7 +203,7 @@ def resident_growth(mechanism: Mechanism, length: int, *, backward: bool) -> int
 
     To be asked before anything large was computed here: the process is a fork, and would use up the holes in its heap.
     """
-    if not Path("/proc/self/clear_refs").exists():
+    if not peak.possible():
         return None
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
@@ -214,15 +215,7 @@ def resident_growth(mechanism: Mechanism, length: int, *, backward: bool) -> int
 
 def _grow(mechanism: Mechanism, length: int, backward: bool, send: Any) -> None:
     _timed(mechanism, inputs(128, gradient=backward), backward)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = _status("VmRSS")
-    _timed(mechanism, inputs(length, gradient=backward), backward)
-    send.send(_status("VmHWM") - before)
-
-
-def _status(name: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
-    return 1024 * int(line.split()[1])
+    send.send(peak.risen(lambda: _timed(mechanism, inputs(length, gradient=backward), backward)))
 
 
 # ---- the report ----

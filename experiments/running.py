@@ -9,6 +9,7 @@ import json
 import math
 import multiprocessing
 import platform
+import tempfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,29 @@ def run_missing(
         for result in track(pool.imap_unordered(run, missing), total=len(missing), description="training"):
             file.write(json.dumps(result) + "\n")
             file.flush()
+
+
+def results_folder(here: Path, named: Path | None, *, quick: bool) -> Path:
+    """Where a command writes: the folder that was named, a passing one with --quick, or the experiment's own."""
+    out = named or (Path(tempfile.mkdtemp()) if quick else here / "results")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def run_parts(
+    out: Path, parts: Sequence[str], run: Mapping[str, Callable[..., Any]], *, indent: int | None = None, **options: Any
+) -> dict[str, Any]:
+    """Run parts in turn, each with the folder and `options`, beside what results.json holds of the others.
+
+    It is written after each, so that a long command that is stopped keeps whole parts.
+    """
+    path = out / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    results["about"] = about()
+    for part in parts:
+        results[part] = run[part](out, **options)
+        path.write_text(json.dumps(results, indent=indent) + "\n")
+    return results
 
 
 def mean_half(values: Sequence[float]) -> tuple[float, float | None]:

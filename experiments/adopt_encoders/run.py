@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from clearhead.errors import UserError
 from experiments.adopt_encoders import antibodies, digits, report, sentences, speech
 from experiments.adopt_encoders.under import OWN, UNIFORM
-from experiments.running import about, publish, read_runs, run_missing
+from experiments.running import about, publish, read_runs, results_folder, run_missing
 
 HERE = Path(__file__).parent
 SAME = ("softmax", "softmax+selective")
@@ -124,8 +123,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder; results/ here, or a passing one with --quick")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    out = options.out or (Path(tempfile.mkdtemp()) if options.quick else HERE / "results")
-    out.mkdir(parents=True, exist_ok=True)
+    out = results_folder(HERE, options.out, quick=options.quick)
     file = out / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     results |= run(options.parts, out, quick=options.quick, workers=options.workers)

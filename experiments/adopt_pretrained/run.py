@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments.adopt_pretrained import measure, report
 from experiments.adopt_pretrained.measure import Job
-from experiments.running import about, publish, read_runs, run_missing
+from experiments.running import about, publish, read_runs, results_folder, run_missing
 
 HERE = Path(__file__).parent
 ZERO_SHOT = (
@@ -77,8 +76,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder; results/ here, or a passing one with --quick")
     parser.add_argument("--quick", action="store_true", help="two steps, one window; README and figures stay")
     asked = parser.parse_args()
-    out = asked.out or (Path(tempfile.mkdtemp()) if asked.quick else HERE / "results")
-    out.mkdir(parents=True, exist_ok=True)
+    out = results_folder(HERE, asked.out, quick=asked.quick)
 
     # The runs themselves (checkpoints, metrics) are large and lie elsewhere unless an --out was named.
     runs = out if asked.out or asked.quick else Path("runs") / "adopt_pretrained"

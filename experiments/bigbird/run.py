@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from experiments.bigbird import dna, furthest, graph, needle, report, words
-from experiments.running import about, publish, read_runs, run_missing
+from experiments.running import about, publish, read_runs, results_folder, run_missing
 
 HERE = Path(__file__).parent
 STEPS = 3000
@@ -107,8 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder; results/ here, or a passing one with --quick")
     parser.add_argument("--quick", action="store_true", help="a few steps of one seed; README and figure stay")
     asked = parser.parse_args()
-    out = asked.out or (Path(tempfile.mkdtemp()) if asked.quick else HERE / "results")
-    out.mkdir(parents=True, exist_ok=True)
+    out = results_folder(HERE, asked.out, quick=asked.quick)
 
     path = out / "results.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}

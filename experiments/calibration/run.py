@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 from experiments.calibration import figure, pool, report, resample, trials
-from experiments.running import about, publish, read_runs, run_missing
+from experiments.running import about, publish, read_runs, results_folder, run_missing
 
 HERE = Path(__file__).parent
 PARTS = ("trials", "pool")
@@ -40,8 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder; results, or a passing one with --quick")
     parser.add_argument("--quick", action="store_true", help="the smallest of each part: shows that it runs")
     asked = parser.parse_args()
-    out = asked.out or (Path(tempfile.mkdtemp()) if asked.quick else HERE / "results")
-    out.mkdir(parents=True, exist_ok=True)
+    out = results_folder(HERE, asked.out, quick=asked.quick)
     seeds, steps, draws = (6, 10, 40) if asked.quick else (asked.seeds, pool.STEPS, DRAWS)
     if "trials" in asked.parts:
         count(trials.jobs(40, 1) if asked.quick else trials.jobs(TRIALS, TRIAL_PARTS), out, asked.workers)

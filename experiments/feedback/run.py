@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 from experiments.feedback import figure, text, tracking
-from experiments.running import about, put_results, read_runs, run_missing
+from experiments.running import about, put_results, read_runs, results_folder, run_missing
 
 HERE = Path(__file__).parent
 PARTS = ("tracking", "text")
@@ -27,8 +26,7 @@ def main() -> None:
     parser.add_argument("--compared", type=Path, default=Path("runs/feedback-text"), help="folder of the comparison")
     parser.add_argument("--quick", action="store_true", help="the smallest of each part: shows that it runs")
     asked = parser.parse_args()
-    out = asked.out or (Path(tempfile.mkdtemp()) if asked.quick else HERE / "results")
-    out.mkdir(parents=True, exist_ok=True)
+    out = results_folder(HERE, asked.out, quick=asked.quick)
     if "tracking" in asked.parts:
         run_missing(
             out / "runs.jsonl",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 from experiments.laser import figure, prefix_max, saturation, text, text_page, two_tokens
-from experiments.running import about, publish, read_runs, run_missing
+from experiments.running import about, publish, read_runs, results_folder, run_missing
 
 HERE = Path(__file__).parent
 PARTS = ("two_tokens", "saturation", "prefix_max", "text")
@@ -26,8 +25,7 @@ def main() -> None:
     parser.add_argument("--compared", type=Path, default=Path("runs/laser-text"), help="folder of the comparison")
     parser.add_argument("--quick", action="store_true", help="the smallest of each part: shows that it runs")
     asked = parser.parse_args()
-    out = asked.out or (Path(tempfile.mkdtemp()) if asked.quick else HERE / "results")
-    out.mkdir(parents=True, exist_ok=True)
+    out = results_folder(HERE, asked.out, quick=asked.quick)
     if "two_tokens" in asked.parts:
         run_missing(
             out / "two_tokens.jsonl",

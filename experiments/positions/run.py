@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from experiments.positions import lengths, report
-from experiments.running import about, publish, read_runs, run_missing
+from experiments.running import publish, read_runs, results_folder, run_missing, run_parts
 
 HERE = Path(__file__).parent
 QUICK: dict[str, Any] = {"steps": 12, "lengths": (128, 256), "tokens": lengths.QUICK_TOKENS}
@@ -58,16 +56,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder; results/ here, or a passing one with --quick")
     parser.add_argument("--quick", action="store_true", help="a few steps of each arm; README and figure stay")
     asked = parser.parse_args()
-    out = asked.out or (Path(tempfile.mkdtemp()) if asked.quick else HERE / "results")
-    out.mkdir(parents=True, exist_ok=True)
-
-    path = out / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    results["about"] = about()
-    for part in asked.parts:
-        seeds = 1 if asked.quick else asked.seeds
-        results[part] = PARTS[part](out, seeds=seeds, workers=asked.workers, quick=asked.quick)
-        path.write_text(json.dumps(results, indent=1) + "\n")
+    out = results_folder(HERE, asked.out, quick=asked.quick)
+    results = run_parts(
+        out,
+        asked.parts,
+        PARTS,
+        indent=1,
+        seeds=1 if asked.quick else asked.seeds,
+        workers=asked.workers,
+        quick=asked.quick,
+    )
     lines = report.page(results)
     publish(HERE, out, lines, lambda: {"lengths.svg": report.figure(results["scores"])} if "scores" in results else {})
 

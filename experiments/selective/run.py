@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.running import about, publish
+from experiments.running import about, publish, results_folder
 from experiments.selective import (
     claims,
     denoising,
@@ -125,8 +124,7 @@ def main() -> None:
     parser.add_argument("--compared", type=Path, default=Path("runs/selective-text"), help="folder of the comparison")
     parser.add_argument("--quick", action="store_true", help="a few steps of two seeds; README and figures stay")
     asked = parser.parse_args()
-    out = asked.out or (Path(tempfile.mkdtemp()) if asked.quick else HERE / "results")
-    out.mkdir(parents=True, exist_ok=True)
+    out = results_folder(HERE, asked.out, quick=asked.quick)
     path = out / "results.json"
     results: Results = json.loads(path.read_text()) if path.exists() else {}
     results["about"] = about()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from experiments.running import about, publish
+from experiments.running import about, publish, results_folder
 from experiments.self_adjust import jacobian, judge, report, saturation, text
 
 HERE = Path(__file__).parent
@@ -26,8 +25,7 @@ def main() -> None:
     parser.add_argument("--compared", type=Path, default=Path("runs/self-adjust"), help="folder of the comparisons")
     parser.add_argument("--quick", action="store_true", help="the smallest of each part: shows that it runs")
     asked = parser.parse_args()
-    out = asked.out or (Path(tempfile.mkdtemp()) if asked.quick else HERE / "results")
-    out.mkdir(parents=True, exist_ok=True)
+    out = results_folder(HERE, asked.out, quick=asked.quick)
     folder = out / "compare" if asked.quick else asked.compared
     path = out / "results.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}

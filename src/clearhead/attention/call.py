@@ -47,13 +47,14 @@ class Call:
     def on_seen_keys(self) -> Call:
         """The same call on the run of keys that its queries may see: a window's decoding reads a window, not a cache.
 
-        Only where every term of the mask is told by positions alone, and no bias is.
+        Only where there is a window, every term of the mask is told by positions alone, and there is no bias.
         """
-        _, _, _, n, m = self.sizes
-        told = all(isinstance(t, Band) or (isinstance(t, Causal) and t.prefix == 0) for t in self.mask.terms)
-        offset = self.mask.resolved_offset()
-        if not told or self.bias is not None or not isinstance(offset, int) or torch.compiler.is_compiling():
+        terms, offset = self.mask.terms, self.mask.resolved_offset()
+        told = all(isinstance(t, Band) or (isinstance(t, Causal) and t.prefix == 0) for t in terms)
+        windowed = told and any(isinstance(t, Band) for t in terms)
+        if not windowed or self.bias is not None or not isinstance(offset, int) or torch.compiler.is_compiling():
             return self
+        _, _, _, n, m = self.sizes
         low, high = self.mask.key_bounds(0, n, m)
         if low == high or high - low == m:
             return self

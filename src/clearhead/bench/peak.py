@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -101,10 +101,15 @@ def measure(question: dict[str, Any]) -> int:
     Contest(dataclasses.replace(group, on=small), question["seed"]).build(one)
     run = Contest(group, question["seed"]).build_only(one)
     gc.collect()
+    return max(0, risen(run))
+
+
+def risen(run: Callable[[], object]) -> int:
+    """Bytes by which this process's resident set rises at most while `run` runs (Linux, see `possible`)."""
     CLEAR.write_text("5")  # the high-water mark starts anew
     before = _status("VmRSS")
     run()
-    return max(0, _status("VmHWM") - before)
+    return _status("VmHWM") - before
 
 
 def _status(name: str) -> int:
