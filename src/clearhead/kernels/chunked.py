@@ -6,7 +6,8 @@ backward pass makes the scores again. Holding whole rows, a tile needs no runnin
 Self-Adjust's extrema come for free.
 
 Registered through `torch.library`, so compiled graphs hold it as one operator. Masks and biases cross that border as
-text and tensors (`Mask.encode`, `Bias.tensors`).
+text and tensors (`Mask.encode`, `Bias.tensors`). That border costs about half a millisecond a call, so eager calls on
+plain tensors do without it (`_Eager`): the same tiles under an `autograd.Function`.
 
 Legend: b batch, h query heads, g key/value heads, r = h / g, n queries, m keys, d head dim of queries and keys, e of
 values, c rows of a tile, w its columns.
@@ -14,20 +15,22 @@ values, c rows of a tile, w its columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from clearhead.attention.bias import Bias, read_bias
 from clearhead.attention.mask import Mask
 from clearhead.attention.precision import without_autocast, working_dtype
-from clearhead.attention.spec import AttentionSpec
+from clearhead.attention.spec import AttentionSpec, Weights
 from clearhead.kernels.rule import TILE_RULES, Scratch, TileRule
 from clearhead.kernels.tiles import Tile, tiles
 
 ROWS = 64  # rows of a tile; twice as many where rows are long, see `tiles`
 ELEMENTS = 1 << 18  # scores in a tile, about: fewer and larger tiles cost fewer calls, and the shared cache holds them
+PLAIN = (Tensor, torch.nn.Parameter)  # what is neither fake nor a subclass with rules of its own
 
 
 class _Call:
@@ -37,19 +40,26 @@ class _Call:
     """
 
     def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, spec: str, mask: str, mask_tensors: list[Tensor], bias: str,
-        bias_tensors: list[Tensor], scale: float, dropout_p: float, seed: Tensor,
+        self, q: Tensor, k: Tensor, v: Tensor, weights: Weights, mask: Mask, bias: Bias | None, scale: float,
+        dropout_p: float, seed: Tensor,
     ) -> None:  # fmt: skip
         dtype = working_dtype(q.dtype)
         self.q = (q.to(dtype) * scale).contiguous()
         self.k, self.v = k.to(dtype).contiguous(), v.to(dtype).contiguous()
-        weights = AttentionSpec.parse(spec).weights
         self.rule: TileRule = TILE_RULES[type(weights)](weights)
-        self.mask = Mask.decode(mask, mask_tensors)
-        self.bias = read_bias(bias, bias_tensors) if bias else None
-        self.dropout_p = dropout_p
+        self.mask, self.bias = mask, bias
+        self.scale, self.dropout_p = scale, dropout_p
         self.seed = int(seed) if dropout_p > 0.0 else 0
         self.scratch = Scratch()
+
+    @classmethod
+    def told(
+        cls, q: Tensor, k: Tensor, v: Tensor, spec: str, mask: str, mask_tensors: list[Tensor], bias: str,
+        bias_tensors: list[Tensor], scale: float, dropout_p: float, seed: Tensor,
+    ) -> _Call:  # fmt: skip
+        """The call of an operator, which takes text and tensors only."""
+        weights, seen = AttentionSpec.parse(spec).weights, Mask.decode(mask, mask_tensors)
+        return cls(q, k, v, weights, seen, read_bias(bias, bias_tensors) if bias else None, scale, dropout_p, seed)
 
     def tiles(self, gradients: list[Tensor]) -> Iterator[Tile]:
         b, h, n, _ = self.q.shape
@@ -79,14 +89,6 @@ class _Call:
         x = self.product("scores", q_tile, k_tile, tile)
         return x if tile.bias is None else x.add_(tile.bias.block(tile.block))
 
-    def gradient_of(self, x_bgme: Tensor) -> Tensor:
-        """Zeros for the gradient of keys or values, in the memory order in which the products add to it fastest.
-
-        Columns are a tile's long side: [.., e, m] in memory, unless a block pattern picks single keys.
-        """
-        b, g, m, e = x_bgme.shape
-        return torch.zeros_like(x_bgme) if self.mask.blocks is not None else x_bgme.new_zeros(b, g, e, m).mT
-
     def keep(self, like: Tensor, tile: Tile) -> Tensor | None:
         """Dropout's factors: 0 or 1 / (1 - p), drawn from the call's seed and the tile's number, so repeatable."""
         if self.dropout_p == 0.0:
@@ -96,15 +98,10 @@ class _Call:
         return kept.to(like.dtype).mul_(1.0 / (1.0 - self.dropout_p) if self.dropout_p < 1.0 else 0.0)
 
 
-@torch.library.custom_op("clearhead::chunked_attention", mutates_args=())
 @without_autocast
-def chunked_forward(
-    q: Tensor, k: Tensor, v: Tensor, spec: str, mask: str, mask_tensors: list[Tensor], bias: str,
-    bias_tensors: list[Tensor], scale: float, dropout_p: float, seed: Tensor,
-) -> Tensor:  # fmt: skip
-    """Return the output [b, h, n, e] in working precision (float64, else float32)."""
-    call = _Call(q, k, v, spec, mask, mask_tensors, bias, bias_tensors, scale, dropout_p, seed)
-    out = call.q.new_zeros(*q.shape[:3], v.shape[-1])
+def _read(call: _Call) -> Tensor:
+    """The output [b, h, n, e] in working precision (float64, else float32)."""
+    out = call.q.new_zeros(*call.q.shape[:3], call.v.shape[-1])
     for tile in call.tiles([]):
         w, factor = call.rule.weights(
             call.scores(call.query_part(call.q, tile), call.key_part(call.k, tile), tile), tile.hide
@@ -118,23 +115,13 @@ def chunked_forward(
     return out
 
 
-@chunked_forward.register_fake
-def _(q, k, v, spec, mask, mask_tensors, bias, bias_tensors, scale, dropout_p, seed):  # type: ignore[no-untyped-def]
-    return q.new_empty(*q.shape[:3], v.shape[-1], dtype=working_dtype(q.dtype))
-
-
-@torch.library.custom_op("clearhead::chunked_attention_backward", mutates_args=())
 @without_autocast
-def chunked_backward(
-    d_out: Tensor, out: Tensor, q: Tensor, k: Tensor, v: Tensor, spec: str, mask: str, mask_tensors: list[Tensor],
-    bias: str, bias_tensors: list[Tensor], scale: float, dropout_p: float, seed: Tensor, want_bias: bool,
-) -> list[Tensor]:  # fmt: skip
-    """Return [d q, d k, d v] in working precision, then the gradients of the bias's tensors if wanted."""
-    call = _Call(q, k, v, spec, mask, mask_tensors, bias, bias_tensors, scale, dropout_p, seed)
+def _gradients(call: _Call, d_out: Tensor, out: Tensor, bias_tensors: Sequence[Tensor]) -> list[Tensor]:
+    """[d q, d k, d v] in working precision, then the gradients of `bias_tensors`."""
     d_out = d_out.to(call.q.dtype).contiguous()
     delta_bhn1 = (d_out * out).sum(dim=-1, keepdim=True)
-    dq, dk, dv = torch.zeros_like(call.q), call.gradient_of(call.k), call.gradient_of(call.v)
-    bias_gradients = [torch.zeros_like(t) for t in bias_tensors] if want_bias else []
+    dq, dk, dv = torch.zeros_like(call.q), torch.zeros_like(call.k), torch.zeros_like(call.v)
+    bias_gradients = [torch.zeros_like(t) for t in bias_tensors]
     for tile in call.tiles(bias_gradients):
         q_tile, k_tile = call.query_part(call.q, tile), call.key_part(call.k, tile)
         d_out_tile = call.query_part(d_out, tile)
@@ -153,20 +140,34 @@ def chunked_backward(
         if factor is not None:
             d_out_tile = d_out_tile * factor.view(*d_out_tile.shape[:2], 1)
         part = torch.bmm(dx_tile, k_tile).view(*dx.shape[:3], -1)
-        torch.mul(part, scale, out=dq[tile.batch, tile.heads, tile.rows])
+        torch.mul(part, call.scale, out=dq[tile.batch, tile.heads, tile.rows])
         _accumulate(dk, tile, dx_tile, q_tile)
         _accumulate(dv, tile, w_tile, d_out_tile)
-    return [dq, _in_order(dk), _in_order(dv), *bias_gradients]
+    return [dq, dk, dv, *bias_gradients]
 
 
-def _in_order(x_bgme: Tensor) -> Tensor:
-    """Contiguous, one matrix at a time: PyTorch transposes two dimensions by blocks, more of them number by number."""
-    if x_bgme.is_contiguous():
-        return x_bgme
-    out = torch.empty_like(x_bgme, memory_format=torch.contiguous_format)
-    for target, source in zip(out.flatten(0, 1), x_bgme.flatten(0, 1), strict=True):
-        target.copy_(source)
-    return out
+@torch.library.custom_op("clearhead::chunked_attention", mutates_args=())
+def chunked_forward(
+    q: Tensor, k: Tensor, v: Tensor, spec: str, mask: str, mask_tensors: list[Tensor], bias: str,
+    bias_tensors: list[Tensor], scale: float, dropout_p: float, seed: Tensor,
+) -> Tensor:  # fmt: skip
+    """Return the output [b, h, n, e] in working precision (float64, else float32)."""
+    return _read(_Call.told(q, k, v, spec, mask, mask_tensors, bias, bias_tensors, scale, dropout_p, seed))
+
+
+@chunked_forward.register_fake
+def _(q, k, v, spec, mask, mask_tensors, bias, bias_tensors, scale, dropout_p, seed):  # type: ignore[no-untyped-def]
+    return q.new_empty(*q.shape[:3], v.shape[-1], dtype=working_dtype(q.dtype))
+
+
+@torch.library.custom_op("clearhead::chunked_attention_backward", mutates_args=())
+def chunked_backward(
+    d_out: Tensor, out: Tensor, q: Tensor, k: Tensor, v: Tensor, spec: str, mask: str, mask_tensors: list[Tensor],
+    bias: str, bias_tensors: list[Tensor], scale: float, dropout_p: float, seed: Tensor, want_bias: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Return [d q, d k, d v] in working precision, then the gradients of the bias's tensors if wanted."""
+    call = _Call.told(q, k, v, spec, mask, mask_tensors, bias, bias_tensors, scale, dropout_p, seed)
+    return _gradients(call, d_out, out, bias_tensors if want_bias else [])
 
 
 def _accumulate(target_bgme: Tensor, tile: Tile, rows_by_keys: Tensor, rows_by_dim: Tensor) -> None:
@@ -178,7 +179,7 @@ def _accumulate(target_bgme: Tensor, tile: Tile, rows_by_keys: Tensor, rows_by_d
         return
     part = part[:, :, tile.keys]
     if part.shape[0] == 1 or part.shape[1] == target_bgme.shape[1]:  # batch and heads are one run: add in the product
-        part.flatten(0, 1).mT.baddbmm_(rows_by_dim.mT, rows_by_keys)
+        part.flatten(0, 1).baddbmm_(rows_by_keys.mT, rows_by_dim)
     else:
         part += torch.bmm(rows_by_keys.mT, rows_by_dim).view(part.shape)
 
@@ -216,17 +217,46 @@ def _backward(ctx, d_out):  # type: ignore[no-untyped-def]
 chunked_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
+class _Eager(torch.autograd.Function):
+    """The operator's work without its border: mask and bias stay what they are."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, weights, mask, bias, scale, dropout_p, seed, *bias_tensors):  # type: ignore[no-untyped-def]
+        # With `setup_context` in its place torch would look up this function's signature at each call, 60 us.
+        out = _read(_Call(q, k, v, weights, mask, bias, scale, dropout_p, seed))
+        # The mask's tensors are not read from there again: they are saved so that writing into them is noticed.
+        ctx.save_for_backward(q, k, v, out, seed, *bias_tensors, *mask.encode()[1])
+        ctx.rest = weights, mask, bias, scale, dropout_p
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out):  # type: ignore[no-untyped-def]
+        q, k, v, out, seed, *tensors = ctx.saved_tensors
+        weights, mask, bias, scale, dropout_p = ctx.rest
+        bias_tensors = [] if bias is None else tensors[: len(bias.tensors())]
+        want_bias = any(ctx.needs_input_grad[9:])
+        call = _Call(q, k, v, weights, mask, bias, scale, dropout_p, seed)
+        dq, dk, dv, *d_bias = _gradients(call, d_out, out, bias_tensors if want_bias else [])
+        fixed = [None] * 6
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), *fixed, *(d_bias or [None] * len(bias_tensors))
+
+
 def chunked_attention(
     q_bhnd: Tensor, k_bgmd: Tensor, v_bgme: Tensor, spec: AttentionSpec, mask: Mask, bias: Bias | None, scale: float,
     dropout_p: float,
 ) -> Tensor:  # fmt: skip
     """Tiled attention, mean read; `mask` is resolved and holds the pattern. Output in working precision."""
-    code, mask_tensors = mask.encode()
     if dropout_p > 0.0:
         seed = torch.randint(0, 1 << 62, (), dtype=torch.int64)
     else:
         seed = torch.zeros((), dtype=torch.int64)
+    learned = [] if bias is None else bias.tensors()
+    if not torch.compiler.is_compiling() and all(type(t) in PLAIN for t in (q_bhnd, k_bgmd, v_bgme, *learned)):
+        out: Tensor = _Eager.apply(q_bhnd, k_bgmd, v_bgme, spec.weights, mask, bias, scale, dropout_p, seed, *learned)
+        return out
+    code, mask_tensors = mask.encode()
     return chunked_forward(
-        q_bhnd, k_bgmd, v_bgme, spec.text, code, mask_tensors, "" if bias is None else bias.text,
-        [] if bias is None else bias.tensors(), scale, dropout_p, seed,
+        q_bhnd, k_bgmd, v_bgme, spec.text, code, mask_tensors, "" if bias is None else bias.text, learned, scale,
+        dropout_p, seed,
     )  # fmt: skip

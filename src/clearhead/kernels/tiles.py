@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from clearhead.attention.mask import Mask
 from clearhead.attention.terms import Rows
 from clearhead.kernels.rule import Hidden
 
+SHORT = 4096  # keys up to which a sight is remembered, some tens of kilobytes each
 WIDE = 16  # a tile is wide when it has so many times more columns than rows
 
 
@@ -73,11 +75,17 @@ def tiles(
     rows = max(1, min(rows, n))
     empty_possible = mask.may_have_empty_rows(n, m)
     alike = all(t.narrow(slice(0, 1), slice(0, 1)) is t for t in mask.terms) and isinstance(mask.resolved_offset(), int)
+    code, tensors = mask.encode()
+    known = alike and not tensors and mask.blocks is None and m <= SHORT
     index = 0
     for q0 in reversed(range(0, n, rows)):
         q1 = min(q0 + rows, n)
         low, high = mask.key_bounds(q0, q1, m)
-        together = _sight(mask, q0, q1, m, empty_possible, device) if alike else None
+        together = None
+        if known:
+            together = _known_sight(code, q0, q1, m, empty_possible, device)
+        elif alike:
+            together = _sight(mask, q0, q1, m, empty_possible, device)
         for batch, group in _lanes(b, g, mask, h // g, q1 - q0, high - low, elements):
             heads = slice(group.start * (h // g), group.stop * (h // g))
             index += 1
@@ -107,6 +115,12 @@ def _lanes(b: int, g: int, mask: Mask, r: int, rows: int, width: int, elements: 
     for b0 in range(0, b, batches):
         for g0 in range(0, g, groups):
             yield slice(b0, min(b0 + batches, b)), slice(g0, min(g0 + groups, g))
+
+
+@lru_cache(maxsize=64)
+def _known_sight(code: str, q0: int, q1: int, m: int, empty_possible: bool, device: torch.device) -> _Sight | None:
+    """`_sight` of a mask that is told by text alone: the layers and steps of a model ask for the same few."""
+    return _sight(Mask.decode(code, []), q0, q1, m, empty_possible, device)
 
 
 def _sight(mask: Mask, q0: int, q1: int, m: int, empty_possible: bool, device: torch.device) -> _Sight | None:
