@@ -238,8 +238,8 @@ class _Eager(torch.autograd.Function):
         want_bias = any(ctx.needs_input_grad[9:])
         call = _Call(q, k, v, weights, mask, bias, scale, dropout_p, seed)
         dq, dk, dv, *d_bias = _gradients(call, d_out, out, bias_tensors if want_bias else [])
-        fixed = [None] * 6
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), *fixed, *(d_bias or [None] * len(bias_tensors))
+        bias_result = d_bias if want_bias else [None for _ in bias_tensors]
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None, None, None, None, *bias_result
 
 
 def chunked_attention(
