@@ -12,7 +12,7 @@ WIDE, HIGH = 330, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 40
 LEGEND_ROW = 15
 CHARACTER = 8
-"""Room for a digit of any usual sans-serif at the size of the ticks (about 7), as the reader's font is not known here."""
+"""Room for a digit at the size of the ticks (about 7) in any usual sans-serif: the reader's font is not known here."""
 
 
 @dataclass(frozen=True)
