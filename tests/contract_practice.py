@@ -123,7 +123,7 @@ class TestRule6LowPrecision:
         self, spec: AttentionSpec, backend: str, autocast: bool, device: torch.device, refused: Callable[..., bool]
     ) -> None:
         """With bf16 inputs and outputs: a third of the error of exp and log in fp32 around a bf16 attention at value
-        std 0.1 and 0.5, half of it at 1 (sheet 1.7: 9.3e-2, 2.1e-2, 1.0e-2 there)."""
+        std 0.1 and 0.5, half of it at 1 (that rival: 9.3e-2, 2.1e-2, 1.0e-2 by `ERRORS` of attention/test_laser)."""
         for std, times in ((0.1, 3.0), (0.5, 3.0), (1.0, 2.0)):
             inputs = make_inputs(
                 Case(spec, "causal", n=128, m=128, d=64, e=64, b=1), torch.bfloat16, device, grad=False
@@ -176,8 +176,8 @@ class TestRule6LowPrecision:
         self, spec: AttentionSpec, backend: str, dtype: str, rise: int, tolerance: float, device: torch.device,
         refused: Callable[..., bool],
     ) -> None:  # fmt: skip
-        """One later value far above the rest leaves earlier outputs right (sheet 1.7: exp underflows there), and
-        itself and all gradients right too."""
+        """One later value far above the rest leaves earlier outputs right, although their exp underflows beside
+        it, and itself and all gradients right too."""
         case = Case(spec, "causal", n=63, m=63)
         inputs, plain = make_inputs(case, DTYPES[dtype], device), make_inputs(case, torch.float64, device)
         for x in (inputs, plain):

@@ -11,6 +11,8 @@ COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d", "#0
 WIDE, HIGH = 330, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 40
 LEGEND_ROW = 15
+CHARACTER = 8
+"""Room for a digit at the size of the ticks (about 7) in any usual sans-serif: the reader's font is not known here."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def draw(charts: Sequence[Chart], *, columns: int = 2) -> str:
                 names.setdefault(line.name, line)
     rows = math.ceil(len(charts) / columns)
     per_row = max(1, columns * cell_wide // 240)
-    width = columns * cell_wide
+    # A label stands centred under its tick, so one at the right end of the last column needs room beyond the frame.
+    width = columns * cell_wide + max(0, math.ceil(max(_beyond(c) for c in charts[columns - 1 :: columns])) - RIGHT)
     height = rows * cell_high + LEGEND_ROW * math.ceil(len(names) / per_row) + 12
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -72,12 +75,22 @@ def draw(charts: Sequence[Chart], *, columns: int = 2) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _chart(chart: Chart) -> str:
+def _beyond(chart: Chart) -> float:
+    """How far the labels of the axis across reach to the right of the frame."""
+    axis = _across(chart)
+    return max((axis.place(tick) + CHARACTER * len(words) / 2 - WIDE for tick, words in axis.ticks()), default=0.0)
+
+
+def _across(chart: Chart) -> _Axis:
     xs = [x for line in chart.lines for x in line.across]
+    return _Axis(min(xs), max(xs), chart.log_across, WIDE)
+
+
+def _chart(chart: Chart) -> str:
     ys = [y for line in chart.lines for series in (line.up, line.low, line.high) for y in series or ()]
     ys = [y for y in ys if math.isfinite(y) and (y > 0 or not chart.log_up)]
     low, high = chart.limits or (min(ys), max(ys))
-    x_axis = _Axis(min(xs), max(xs), chart.log_across, WIDE)
+    x_axis = _across(chart)
     y_axis = _Axis(low, high, chart.log_up, HIGH, padded=chart.limits is None)
     parts = [f'<text y="-12" font-weight="bold">{escape(chart.title)}</text>']
     for tick, words in x_axis.ticks():

@@ -20,7 +20,7 @@ from experiments.running import mean_half
 
 Runs = Sequence[Mapping[str, Any]]
 
-SHEET = {
+BEFORE = {
     "Post-LN": {6: "1.6 to 1.9", 50: "6.9 to 20", 200: "24 to 46"},
     "Pre-LN": {6: "1.3 to 1.5", 50: "4.0 to 4.9", 200: "5.5 to 11.8"},
     "Admin, profiled": {},
@@ -29,7 +29,7 @@ SHEET = {
 }
 """Measured by us before, in other code: noise 0.01, d = 64, three seeds."""
 TOLD = "0.85 to 1.07"
-"""A4: profiled Admin over Pre-LN, at every depth."""
+"""Likewise: profiled Admin over Pre-LN, at every depth."""
 
 
 def geometric(values: Sequence[float]) -> tuple[float, float | None, float | None]:
@@ -100,7 +100,7 @@ def amplification_table(found: Mapping[str, Any]) -> list[str]:
     for row in found["rows"]:
         table.append(
             f"| {row['scheme']} | {row['sublayers']} | {ranged(row['change'])} "
-            f"| {SHEET[row['scheme']].get(row['sublayers'], '')} | {ranged(row['small'])} "
+            f"| {BEFORE[row['scheme']].get(row['sublayers'], '')} | {ranged(row['small'])} "
             f"| {row['change_predicted'][0]:.3g} | {said(row['shares'])} | {row['shares_predicted'][0]:.3g} |"
         )
     ratios = _ratios(found["rows"])

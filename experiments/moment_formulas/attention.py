@@ -34,7 +34,7 @@ WEIGHTS = ("query_weight_gradient", "key_weight_gradient", "value_weight_gradien
 LOOSE = {name: (0.2, 0.45) for name in ("query_weight_gradient", "key_weight_gradient")}
 """Where the theory of the score path is known to be rough: rotary positions on tokens that share much, Self-Adjust."""
 SATURATED = {"variance": (0.05, 0.1), "covariance": (0.05, 0.1), **dict.fromkeys((*OUTPUT[2:], *WEIGHTS), (0.1, 0.2))}
-"""What the issue asks for past the published range: 10 % forward, 20 % backward."""
+"""The targets past the published range: 10 % forward, 20 % backward."""
 
 # --- softmax ----------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Params = Mapping[str, float]
 
 TARGETS = (0.02, 0.05)
-"""What the issue asks for: the median error, and the 90th percentile."""
+"""The targets: the median error, and the 90th percentile."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def self_adjust_attention(
     (x - min(x_min, 0)) / (max(x_max, 0) - min(x_min, 0)). Extrema are over a query's visible keys; 1e-10 is added to
     the denominator. Dropout, if any, acts on the product. Whether gradients flow through the extrema
     (`detach_extrema`) decides whether the paper's gradient property holds under "range"; see
-    `attention/self_adjust.py`.
+    `attention/self_adjust.py`. Do not detach them under "minmax" where a query sees a single key, as the first one of a
+    causal call does: such a row's weight is 0 / 1e-10, whose derivative is 1e10.
     """
     spec = AttentionSpec(weights=SelfAdjust(form, detach_extrema))
     return _twin(spec, query, key, value, attn_mask, dropout_p, is_causal, scale)

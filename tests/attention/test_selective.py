@@ -1,4 +1,4 @@
-"""Temperatures before the scores (Selective Self-Attention, arXiv 2411.12892; sheet sections 1.1, 1.5, 1.7, 1.8)."""
+"""Temperatures before the scores (Selective Self-Attention, arXiv 2411.12892)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def qkv(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_scaling_the_query_scales_the_logits_row() -> None:
-    """Sheet 1.8 "exact": scaling q equals scaling the logits row."""
+    """Scaling q equals scaling the logits row, to rounding."""
     q, k, v = qkv()
     tau = 3.0 * torch.rand(B, H, N, 1, dtype=torch.float64)
     out = attend(q, k, v, "selective", mask=Mask.causal(), temperatures=Temperatures(query=tau)).out
@@ -33,7 +33,7 @@ def test_scaling_the_query_scales_the_logits_row() -> None:
 
 
 def test_query_temperature_never_reorders_keys_but_a_key_temperature_can() -> None:
-    """Sheet 1.5, why keys are left alone: ranking invariance for any tau_q > 0; a counterexample for tau_k."""
+    """Why keys are left alone: ranking invariance for any tau_q > 0; a counterexample for tau_k."""
     q, k, v = qkv()
     plain = attend(q, k, v, want=["weights"]).extras["weights"].argsort(-1)
     for _ in range(20):
@@ -52,7 +52,7 @@ def test_query_temperature_never_reorders_keys_but_a_key_temperature_can() -> No
 
 
 def test_value_temperature_scales_before_the_sum() -> None:
-    """Sheet 1.1: out_i = sum_j a_ij tau_v(x_j) v_j, so it is linear in tau_v and may be cached with the value."""
+    """out_i = sum_j a_ij tau_v(x_j) v_j, so it is linear in tau_v and may be cached with the value."""
     q, k, v = qkv()
     tau = torch.rand(B, G, N, 1, dtype=torch.float64)
     out = attend(q, k, v, "selective", temperatures=Temperatures(value=tau)).out
@@ -61,9 +61,9 @@ def test_value_temperature_scales_before_the_sum() -> None:
 
 
 def test_imbalanced_tokens_reach_zero_loss() -> None:
-    """Sheet 1.5, Prop. 2: tokens a (n_a of n) and b, target alpha a + (1 - alpha) b, a^T W . = 1, b^T W . = 0:
-    tau_n = log kappa_n + log(alpha / (1 - alpha)) with kappa_n = (n - n_a) / n_a gives loss 0 (1e-30 there), and a flat
-    tau a loss above 1/500."""
+    """The paper's Prop. 2: tokens a (n_a of n) and b, target alpha a + (1 - alpha) b, a^T W . = 1, b^T W . = 0:
+    tau_n = log kappa_n + log(alpha / (1 - alpha)) with kappa_n = (n - n_a) / n_a gives loss 0, and a flat tau a loss
+    above 1/500."""
     a, b = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
     alpha, wanted = 0.5, 0.5 * (a + b)
     lengths = [4, 16, 64, 256]
@@ -88,8 +88,8 @@ def test_imbalanced_tokens_reach_zero_loss() -> None:
 
 
 def test_spikiness_lies_between_its_bounds() -> None:
-    """Sheet 1.5: |s|_1 / (L |s|_2^2) is 1 for a uniform row, 1/L for a one-hot row, between otherwise, and an inverse
-    temperature above 1 lowers it (erratum there: the paper's appendix has this reversed)."""
+    """|s|_1 / (L |s|_2^2) is 1 for a uniform row, 1/L for a one-hot row, between otherwise, and an inverse
+    temperature above 1 lowers it (the paper's appendix has this reversed)."""
     q, k, v = qkv()
 
     def spikiness(tau: float) -> Tensor:
@@ -106,7 +106,8 @@ def test_spikiness_lies_between_its_bounds() -> None:
 
 @pytest.mark.parametrize("length", [16, 256])
 def test_dilution_bound(length: int) -> None:
-    """Sheet 1.5: unit tokens and |W| = w give a largest weight of at most 1 / (1 + (L - 1) exp(-2 w)); tight."""
+    """The paper's bound (section 4): unit tokens and |W| = w give a largest weight of at most
+    1 / (1 + (L - 1) exp(-2 w)). It is tight."""
     torch.manual_seed(1)
     w = 2.0
     x = torch.nn.functional.normalize(torch.randn(1, 1, length, 16, dtype=torch.float64), dim=-1)
@@ -121,7 +122,7 @@ def test_dilution_bound(length: int) -> None:
 
 
 def test_incremental_decode_equals_the_full_pass() -> None:
-    """Sheet 1.8: position temperatures 1 + 0.5 ln n. The released code, whose n restarts at 1 each step, fails here."""
+    """Position temperatures 1 + 0.5 ln n. The released code, whose n restarts at 1 each step, fails here."""
     q, k, v = qkv()
     n = torch.arange(1, N + 1, dtype=torch.float64).view(1, 1, N, 1)
     tau = 1.0 + 0.5 * n.log()
@@ -140,7 +141,7 @@ def test_incremental_decode_equals_the_full_pass() -> None:
 
 
 def test_dtype_is_kept_and_precision_too() -> None:
-    """Sheet 1.7(5): an fp32 temperature neither turns a bf16 query into fp32 nor is rounded before the product."""
+    """An fp32 temperature neither turns a bf16 query into fp32 nor is rounded before the product."""
     x = torch.full((1, 1, 1, 4), 3.0, dtype=torch.bfloat16)
     tau = torch.full((1, 1, 1, 1), 1.001953125 / 3.0)
     told, *_ = selective(x, x, x, query_temperature=tau)
@@ -211,8 +212,8 @@ def retrieval_layer(position: bool, top: int) -> tuple[float, float]:
 
 
 def test_dilution_with_length() -> None:
-    """Sheet 1.8, dilution, trained at n <= 64 and tested at 4096: weight on the target .08 for plain softmax, .61 with
-    1 + slope ln n, |W| 9.98 and 3.97 there. The sheet calls it false below 3x, or if |W| is not smaller."""
+    """Dilution, trained at n <= 64 and tested at 4096. Reference figures: weight on the target .08 for plain softmax,
+    .61 with 1 + slope ln n; |W| 9.98 and 3.97. We call the claim false below 3x, or if |W| is not smaller."""
     plain, plain_norm = retrieval_layer(False, 4096)
     told, norm = retrieval_layer(True, 4096)
     assert plain < 0.2

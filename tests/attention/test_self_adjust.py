@@ -1,5 +1,5 @@
-"""Self-Adjust Softmax (arXiv 2502.18277): the exact checks of the sheet `laser_and_self_adjust`, sections 2 and 4
-(E, F, I, J). The sheet's V0, V1, V2, V3 are the forms product, min_shift, minmax, range."""
+"""Self-Adjust Softmax (arXiv 2502.18277): exact checks of formulas, Jacobians, saturation, edge cases, decoding and
+causality. V0, V1, V2, V3 are the forms product, min_shift, minmax, range."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def ahead(gap: float, shift: float = 0.0) -> Tensor:
     return x + shift
 
 
-# ---- formulas and exact Jacobians (sheet 2.1, 2.2) -------------------------------------------------------------------
+# ---- formulas and exact Jacobians ------------------------------------------------------------------------------------
 
 
 @BACKENDS
 def test_formulas(backend: str) -> None:
-    """2.1: the four forms, with 1e-10 in the denominator only."""
+    """The four forms, with 1e-10 in the denominator only."""
     x = 2.0 * torch.randn(5, 9, dtype=torch.float64)
     s = x.softmax(-1)
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
@@ -62,7 +62,7 @@ def test_formulas(backend: str) -> None:
 
 @BACKENDS
 def test_exact_jacobians(backend: str) -> None:
-    """2.2: V0  df_i/dx_k = s_i (delta_ik (1 + x_i) - x_i s_k), and V3 with its terms at the extrema; to 1e-14."""
+    """V0  df_i/dx_k = s_i (delta_ik (1 + x_i) - x_i s_k), and V3 with its terms at the extrema; to 1e-14."""
     x = 2.0 * torch.randn(9, dtype=torch.float64)
     s, eye = x.softmax(-1), torch.eye(9, dtype=torch.float64)
     v0 = s[:, None] * (eye * (1 + x)[:, None] - x[:, None] * s[None])
@@ -80,7 +80,7 @@ def test_exact_jacobians(backend: str) -> None:
     assert (jacobian(x, "self_adjust:detach_extrema=true", backend) - held).abs().max() <= 1e-9
 
 
-# ---- I: Jacobian sweep -----------------------------------------------------------------------------------------------
+# ---- Jacobian sweep --------------------------------------------------------------------------------------------------
 
 
 @BACKENDS
@@ -94,7 +94,7 @@ def test_exact_jacobians(backend: str) -> None:
     ],
 )
 def test_saturation_at_one(spec: str, figures: tuple[float, ...], backend: str) -> None:
-    """I and 2.2(1, 2): Frobenius norm with the top logit ahead by 8, 16, 24. V0 and V1 stay alive; V3 with gradient
+    """Frobenius norm with the top logit ahead by 8, 16, 24. V0 and V1 stay alive; V3 with gradient
     through the extrema dies as softmax does."""
     for gap, figure in zip((8.0, 16.0, 24.0), figures):
         assert float(jacobian(ahead(gap), spec, backend).norm()) == pytest.approx(figure, rel=0.1), f"gap {gap}"
@@ -102,7 +102,7 @@ def test_saturation_at_one(spec: str, figures: tuple[float, ...], backend: str) 
 
 @BACKENDS
 def test_detached_extrema_keep_the_gradient(backend: str) -> None:
-    """I and 2.2(2): with the extrema detached the top diagonal is s / D: 0.11, 0.059, 0.04 (5.9e-2 at gap 16); without,
+    """With the extrema detached the top diagonal is s / D: 0.11, 0.059, 0.04 (5.9e-2 at gap 16); without,
     5e-7 there. With all logits negative, M = 0 is a constant and V3 lives either way (3e-2)."""
     for gap, figure in ((8.0, 0.11), (16.0, 0.059), (24.0, 0.04)):
         top = jacobian(ahead(gap), "self_adjust:detach_extrema=true", backend)[0, 0]
@@ -115,7 +115,7 @@ def test_detached_extrema_keep_the_gradient(backend: str) -> None:
 
 @BACKENDS
 def test_no_form_cures_saturation_at_zero(backend: str) -> None:
-    """2.2(3): every entry of row i carries s_i."""
+    """Every entry of row i carries s_i."""
     x = ahead(20.0)
     s = x.softmax(-1)
     for spec in FORMS:
@@ -124,8 +124,8 @@ def test_no_form_cures_saturation_at_zero(backend: str) -> None:
 
 @BACKENDS
 def test_small_logits_blow_up_under_range(backend: str) -> None:
-    """I and 2.2(4): r does not change with the scale of x, so V3's gradient grows as 1 / D: norm times scale tends to a
-    constant (0.038 for one draw of the sheet, 0.05 for another), while softmax's norm stays at 0.12."""
+    """r does not change with the scale of x, so V3's gradient grows as 1 / D: norm times scale tends to a constant of
+    the draw (0.038 for one, 0.05 for another), while softmax's norm stays at 0.12."""
     torch.manual_seed(0)
     x = torch.randn(64, dtype=torch.float64)
     products = [float(jacobian(c * x, "self_adjust", backend).norm()) * c for c in (1e-2, 1e-3, 1e-5)]
@@ -134,13 +134,13 @@ def test_small_logits_blow_up_under_range(backend: str) -> None:
     assert float(jacobian(1e-3 * x, "softmax", backend).norm()) == pytest.approx(0.12, abs=0.01)
 
 
-# ---- J: edge cases ---------------------------------------------------------------------------------------------------
+# ---- edge cases ------------------------------------------------------------------------------------------------------
 
 
 @BACKENDS
 def test_edge_cases(backend: str) -> None:
-    """J: V3([0.7]) = 1, V3([-0.7]) = 0, zeros give zeros, all 2 is uniform, all -2 is 0; and 2.2(6): one key's weight
-    has no gradient."""
+    """V3([0.7]) = 1, V3([-0.7]) = 0, zeros give zeros, all 2 is uniform, all -2 is 0; and one key's weight has no
+    gradient."""
 
     def v3(*scores: float) -> list[float]:
         return weights(torch.tensor([scores], dtype=torch.float64), "self_adjust", backend)[0].tolist()
@@ -161,7 +161,7 @@ def test_edge_cases(backend: str) -> None:
 @BACKENDS
 @pytest.mark.parametrize("spec", FORMS)
 def test_hidden_scores_count_for_nothing(spec: str, backend: str) -> None:
-    """2.2(7): extrema, factor and weight are those of the visible keys alone, whatever is hidden; empty rows give 0."""
+    """Extrema, factor and weight are those of the visible keys alone, whatever is hidden; empty rows give 0."""
     x = torch.randn(6, 12, dtype=torch.float64)
     visible = torch.rand(6, 12) < 0.6
     visible[0] = False
@@ -176,7 +176,7 @@ def test_hidden_scores_count_for_nothing(spec: str, backend: str) -> None:
 
 @BACKENDS
 def test_row_sums(backend: str) -> None:
-    """J and 2.2(5): V3's row sum is in [0, 1], about 0.54 for tiny random logits, 1 when saturated on a positive one;
+    """V3's row sum is in [0, 1], about 0.54 for tiny random logits, 1 when saturated on a positive one;
     V0's is E_s[x], about 0 there."""
     tiny = 1e-2 * torch.randn(500, 64, dtype=torch.float64)
     for scale in (1e-2, 1.0, 10.0):
@@ -189,7 +189,7 @@ def test_row_sums(backend: str) -> None:
 
 @BACKENDS
 def test_a_shift_of_the_scores_matters(backend: str) -> None:
-    """2.2(6): f(x + c) = f(x) + c s for V0; V1 and V2 do not move; V3 does once a row is on one side of 0."""
+    """f(x + c) = f(x) + c s for V0; V1 and V2 do not move; V3 does once a row is on one side of 0."""
     x = torch.randn(4, 9, dtype=torch.float64)
     c, s = 4.0, x.softmax(-1)
     change = lambda form: (
@@ -202,7 +202,7 @@ def test_a_shift_of_the_scores_matters(backend: str) -> None:
 
 
 def test_one_pass_form() -> None:
-    """2.4: with Z = sum e^x, A0 = sum e^x v, A1 = sum e^x x v:  V0 = A1 / Z  and  V3 = (A1 - m A0) / (Z (M - m))."""
+    """With Z = sum e^x, A0 = sum e^x v, A1 = sum e^x x v:  V0 = A1 / Z  and  V3 = (A1 - m A0) / (Z (M - m))."""
     x, v = torch.randn(5, 9, dtype=torch.float64), torch.randn(9, 3, dtype=torch.float64)
     z, a0, a1 = x.exp().sum(-1, keepdim=True), x.exp() @ v, (x.exp() * x) @ v
     m, top = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
@@ -210,13 +210,13 @@ def test_one_pass_form() -> None:
     assert torch.allclose(weights(x, "self_adjust") @ v, (a1 - m * a0) / (z * (top - m)), atol=1e-9)
 
 
-# ---- E, F: decode and causality --------------------------------------------------------------------------------------
+# ---- decode and causality --------------------------------------------------------------------------------------------
 
 
 @BACKENDS
 @pytest.mark.parametrize("spec", FORMS)
 def test_cached_decode(spec: str, backend: str) -> None:
-    """E: token by token against the full forward, to 1e-5 in fp32. A port through `tril` sees key 0 only, and fails."""
+    """Token by token against the full forward, to 1e-5 in fp32. A port through `tril` sees key 0 only, and fails."""
     q, k, v = (torch.randn(2, 2, 30, 16) for _ in range(3))
     full = attend(q, k, v, spec, mask=Mask.causal(), backend=backend).out
     cache = KVCache.allocate(2, 2, 30, 16)
@@ -233,7 +233,7 @@ def test_cached_decode(spec: str, backend: str) -> None:
 @BACKENDS
 @pytest.mark.parametrize("spec", FORMS)
 def test_causality_is_exact(spec: str, backend: str) -> None:
-    """F: an edit of the future changes nothing at all."""
+    """An edit of the future changes nothing at all."""
     q, k, v = (torch.randn(2, 2, 30, 16) for _ in range(3))
     out = attend(q, k, v, spec, mask=Mask.causal(), backend=backend).out
     for x in (q, k, v):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from experiments.admin import amplification as grow
 from experiments.admin import report
-from experiments.admin.chart import Chart, Line, draw
+from experiments.admin.chart import LEFT, RIGHT, WIDE, Chart, Line, draw
 from experiments.admin.laws import fit
 from experiments.admin.translation import ARMS, SETTING, chosen_rates, model_config
 
@@ -78,3 +78,16 @@ def test_a_chart_is_svg_and_stays_in_its_frame():
     root = ElementTree.fromstring(svg)
     assert "a < b" in [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "nan" not in svg
+
+
+def test_a_label_at_the_right_end_lies_within_the_picture():
+    wide, narrow = Line("a", [0, 3000], [0.0, 1.0], 0), Line("b", [0, 4], [0.0, 1.0], 0)
+
+    def width(*lines, columns=2):
+        svg = draw([Chart("title", "n", "y", [line]) for line in lines], columns=columns)
+        return int(ElementTree.fromstring(svg).get("width"))
+
+    assert width(wide, columns=1) >= LEFT + WIDE + 14  # half of "3000" in digits of 7, at the end of the axis
+    assert width(narrow, columns=1) == width(narrow, narrow) // 2 == LEFT + WIDE + RIGHT
+    assert width(wide, narrow) == width(narrow, narrow)  # the next chart's margin has room for it
+    assert width(narrow, wide) > width(narrow, narrow)

@@ -1,4 +1,4 @@
-"""Whole stacks at initialisation: what the sheet's checks C4 to C10 measure, with hooks of the tests' own.
+"""Whole stacks at initialisation: what the tests of test_deep.py measure, with hooks of their own.
 
 Data: tokens drawn from Zipf's law over 4,000 ids, two segments cut at a uniform place, learned positions (three tables,
 BERT's first stream), train mode. The gradient of the output is independent unit noise: DeepScaleLM's worst case.

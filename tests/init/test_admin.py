@@ -64,8 +64,8 @@ def test_omega_squared_grows_by_the_variance_of_each_branch():
     assert sum(shares) < 2.5
 
 
-def test_the_sheets_small_case():
-    """A2: N = 6, d = 64, fused Xavier, full attention: 1.0, 1.011, 1.161, 1.191, 1.321, 1.351 ..."""
+def test_a_small_case_under_full_attention():
+    """N = 6, d = 64, fused Xavier: omega is about 1.0, 1.011, 1.161, 1.191, 1.321, 1.351 ..."""
     model = make(architecture="encoder", layers=6, width=64, vocab_size=4000, dropout=0.0)
     found = profile_omega(model, tokens(16, 32, 4000))["encoder"]
     # The feed-forward half is independent of the data: d hidden (2 / (d + hidden))^2 / 2 = 0.32.
@@ -76,7 +76,7 @@ def test_the_sheets_small_case():
 
 
 def test_the_feed_forwards_half_needs_no_profile():
-    """A3: Xavier 2/(512 + 2048), dropout 0.1 on branch and hidden: 0.39506 (the shipped profile's mean is 0.39516)."""
+    """Xavier 2/(512 + 2048), dropout 0.1 on branch and hidden: 0.39506 (the shipped profile's mean is 0.39516)."""
     variance = 512 * 2048 * (2 / 2560) ** 2 / 2 / (0.9 * 0.9)
     assert variance == pytest.approx(0.39506, abs=5e-6)
     model = make(width=128, layers=2, hidden=512)
@@ -181,7 +181,7 @@ FOLDS = {
 
 @pytest.mark.parametrize("case", FOLDS)
 def test_folding_is_exact(case, tmp_path):
-    """Random omega, gamma, nu and weights in float64: the plain model answers the same to 1e-12 (A5)."""
+    """Random omega, gamma, nu and weights in float64: the plain model answers the same to 1e-12."""
     model = make(**FOLDS[case]).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -236,7 +236,7 @@ def test_what_cannot_be_folded_is_refused():
 
 @pytest.mark.parametrize("depth", [6, pytest.param(100, marks=pytest.mark.full)])
 def test_admin_answers_a_change_of_the_weights_as_pre_norm_does(depth):
-    """A4 in small: noise on the matrices moves plain Post-LN's output much more than profiled Admin's."""
+    """Noise on the matrices moves plain Post-LN's output much more than profiled Admin's."""
 
     def change(**options):
         config = {**SMALL, "layers": depth, "width": 64, "dropout": 0.0, **options}

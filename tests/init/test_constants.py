@@ -1,4 +1,4 @@
-"""Constants of DeepScaleLM and Admin against the sheet's numbers and against quadrature and simulation of our own."""
+"""Constants of DeepScaleLM and Admin against worked numbers and against quadrature and simulation of our own."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def silu(x):
     return x / (1.0 + math.exp(-x))
 
 
-def test_the_sheets_numbers():
-    """Section 1.5, p = 0.1; the sheet's first V/O, .064461, belongs to r0 = .2209 (its 0.221 gives .064457)."""
+def test_the_numbers_of_the_page():
+    """docs/initialisation.md, p = 0.1, d = 512. The first V/O, .064461, belongs to r0 = .2209; 0.221 gives .064457."""
     assert ds.embedding_std(0.1, 3) == pytest.approx(0.547723, abs=5e-7)
     assert ds.key_std(WIDE) == ds.query_std(WIDE, 64) == pytest.approx(0.044194, abs=5e-7)
     assert ds.feed_forward_std(WIDE, 4 * WIDE, dropout=0.1) == pytest.approx(0.036197, abs=5e-7)
@@ -42,7 +42,7 @@ def test_the_sheets_numbers():
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.3])
 @pytest.mark.parametrize("d", [64, 384])
-def test_tables_of_section_1_5_to_1e_12(p, d):
+def test_the_constants_to_1e_12(p, d):
     r = 0.37
     assert ds.embedding_std(p, 2) == pytest.approx(math.sqrt((1 - p) / 2), rel=1e-12)
     assert ds.value_output_std(d, r, p) == pytest.approx(math.sqrt(math.sqrt((1 - p) / r) / d), rel=1e-12)

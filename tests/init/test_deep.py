@@ -1,4 +1,5 @@
-"""Whole stacks at initialisation in train mode: C4 to C10 of the sheet, small, and the issue's point 2 in full."""
+"""Whole stacks at initialisation in train mode: variance, gradients and correlation by depth, under DeepScaleLM
+(arXiv 2403.09635) and plain Xavier. The large stacks run in the full sweep only."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import pytest
 from tests.init.deep import measure
 
 SEEDS = range(2)
-# The default of clearhead corrects V and O for the context's length; the sheet's runs had the published limit.
+# The default of clearhead corrects V and O for the context's length; this is the published limit.
 PUBLISHED = {"deepscale_keys": "many"}
 
 
@@ -21,7 +22,7 @@ def runs(seeds=SEEDS, **options):
 
 
 @pytest.mark.parametrize("keys", ["many", "context"])
-def test_c4_the_stream_keeps_its_variance(keys):
+def test_the_stream_keeps_its_variance(keys):
     found = runs(layers=48, width=128, init="deepscale", deepscale_keys=keys, backward=False)
     streams = np.mean([run.variances for run in found], axis=0)  # one seed's spread is 15 % at this width
     assert streams.min() > 0.8
@@ -30,13 +31,13 @@ def test_c4_the_stream_keeps_its_variance(keys):
     assert min(run.variances.min() for run in found) > 0.7
 
 
-def test_c5_plain_pre_norm_grows_with_depth():
+def test_plain_pre_norm_grows_with_depth():
     shallow = mean(run.variances[-1] for run in runs(layers=12, width=64, init="xavier", backward=False))
     deep = mean(run.variances[-1] for run in runs(layers=96, width=64, init="xavier", backward=False))
     assert 7.0 < deep / shallow < 12.0  # 8 and a little more: the correlation, and with it attention, grows at first
 
 
-def test_c6_gradients_are_flat_over_the_layers():
+def test_gradients_are_flat_over_the_layers():
     for placement in ("pre", "post"):
         found = runs(layers=48, width=64, norm_placement=placement, init="deepscale", **PUBLISHED)
         assert max(run.spread for run in found) < 2.0
@@ -44,7 +45,7 @@ def test_c6_gradients_are_flat_over_the_layers():
     assert min(run.spread for run in plain) > 5.0
 
 
-def test_c7_the_gradient_factor_does_not_know_the_depth():
+def test_the_gradient_factor_does_not_know_the_depth():
     factors = {
         depth: mean(run.gradient_factor for run in runs(layers=depth, width=64, init="deepscale")) for depth in (12, 72)
     }
@@ -56,7 +57,7 @@ def test_c7_the_gradient_factor_does_not_know_the_depth():
     assert max(run.gradient_factor for run in plain) < 0.03
 
 
-def test_c8_c9_the_correlation_follows_the_recursion_and_dropout_caps_it():
+def test_the_correlation_follows_the_recursion_and_dropout_caps_it():
     wet = runs(layers=24, width=128, init="deepscale", backward=False)
     dry = runs(layers=24, width=128, init="deepscale", dropout=0.0, backward=False)
     assert mean(run.correlations[-1] for run in wet) == pytest.approx(0.789, abs=0.09)
@@ -66,7 +67,7 @@ def test_c8_c9_the_correlation_follows_the_recursion_and_dropout_caps_it():
     )  # Zipf over 4,000: sum p^2 = 0.0195
 
 
-def test_c10_the_simplified_form_settles_below_1():
+def test_the_simplified_form_settles_below_1():
     found = mean(run.variances[-1] for run in runs(layers=96, width=64, init="deepscale_simple", backward=False))
     assert 0.5 < found < 0.8
 
@@ -74,7 +75,7 @@ def test_c10_the_simplified_form_settles_below_1():
 @pytest.mark.full
 @pytest.mark.parametrize("placement", ["pre", "post"])
 @pytest.mark.parametrize("layers", [24, 192])
-def test_the_issues_second_point(layers, placement):
+def test_variance_and_gradients_hold_at_any_depth(layers, placement):
     """d = 256, five seeds, ReLU, p = 0.1: stream variance in [0.8, 1.15] (Pre-LN; a post-norm stream has 1), the ratio
     of gradient norms over layers at most 1.6, and the same gradient factor at both depths.
 
@@ -95,7 +96,7 @@ def test_the_issues_second_point(layers, placement):
 
 @pytest.mark.full
 def test_a_thousand_layers():
-    """d = 64: stream variance in [0.8, 1.3] and gradient norms within 2.2 (issue, point 2)."""
+    """d = 64: stream variance in [0.8, 1.3] and gradient norms within 2.2."""
     found = runs(range(3), layers=1000, width=64, init="deepscale")
     streams = np.mean([run.variances for run in found], axis=0)
     print(streams.min(), streams.max(), [run.spread for run in found], [run.gradient_factor for run in found])
@@ -107,7 +108,7 @@ def test_a_thousand_layers():
 
 @pytest.mark.full
 def test_plain_depth_192():
-    """C5, C6, C7 at full depth: what DeepScaleLM is measured against."""
+    """Growth, gradients and the gradient factor at full depth: what DeepScaleLM is measured against."""
     pre = runs(range(3), layers=192, width=128, init="xavier")
     post = runs(range(3), layers=192, width=128, init="xavier", norm_placement="post")
     assert min(run.spread for run in pre) > 10.0

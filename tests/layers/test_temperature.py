@@ -1,4 +1,4 @@
-"""Selective Self-Attention's temperatures against the formula of arXiv 2411.12892 (sheet section 1); the control."""
+"""Selective Self-Attention's temperatures against the formula of arXiv 2411.12892 (section 3); the control."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_tau_is_one_plus_tanh_plus_slope_log_n(granularity, parts, slope_rule):
 
 
 def test_the_first_position_of_the_position_part_is_one_and_the_slope_starts_as_released():
-    # Sheet 1.1: tau_pos(1) = 1. Sheet 1.3: the GPT-2 code starts at slope 0.0113, alpha = -4.47.
+    # tau_pos(1) = 1. The authors' GPT-2 code starts at slope 0.0113, alpha = -4.47.
     part = PositionPart("sigmoid")
     assert part(torch.tensor([1])).item() == 0.0
     assert torch.sigmoid(part.slope).item() == pytest.approx(0.0113, abs=5e-5)
@@ -152,7 +152,7 @@ def test_n_restarts_in_packed_documents_and_counts_from_the_first_valid_token(ca
 
 @torch.no_grad()
 def test_n_goes_on_with_a_cache(calls):
-    # The released code restarts at ln 1 with every decode step (sheet 1.3).
+    # The released code restarts at ln 1 with every decode step.
     model = counting_model(attention="softmax+selective+window:4")
     state = model.new_state(2, 9)
     tokens = torch.zeros(2, 5, dtype=torch.long)
@@ -226,7 +226,7 @@ def test_sigmoid_slope_starts_close_to_the_identity():
 
 @pytest.mark.parametrize("granularity", ["shared", "head_slice", "head_full"])
 def test_weight_sharing_adds_less_than_half_a_percent(granularity):
-    # The paper's claim (section 3), at the size of GPT-2 124M; sheet 1.2 counts 0.022 % for three vectors.
+    # The paper's claim (section 3), at the size of GPT-2 124M, where three vectors a layer are 0.022 %.
     options = PRESETS["large"].to_dict() | {"temperature_granularity": granularity}
     with torch.device("meta"):
         plain = Decoder(ModelConfig.from_dict(options))

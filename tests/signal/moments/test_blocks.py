@@ -65,8 +65,8 @@ def assert_close(predicted: Moments | GradientMoments, found: tuple[float, float
     assert predicted.covariance == pytest.approx(found[1], abs=0.02 * found[0])
 
 
-def test_the_sheets_block() -> None:
-    # Section 1.3: ReLU, variance d d_ff v1 v2 / 2, correlation K(r); backward gain the same number.
+def test_a_relu_block() -> None:
+    # Variance d d_ff v1 v2 / 2, correlation K(r); the backward gain is the same number.
     form = shape("relu")
     out = feed_forward(Moments.of(1.0, 0.3), form)
     product = WIDTH * HIDDEN * form.up.variance * form.down.variance / 2
@@ -78,7 +78,7 @@ def test_the_sheets_block() -> None:
 
 
 def test_admins_profile_in_closed_form() -> None:
-    # Check A3 of the sheet: Xavier, dropout 0.1 on the hidden activation and behind the branch; 0.39516 was measured.
+    # Xavier, dropout 0.1 on the hidden activation and behind the branch; the mean of the shipped profile is 0.39516.
     xavier = 2 / (512 + 2048)
     form = FeedForwardShape("relu", Matrix(512, 2048, xavier), Matrix(2048, 512, xavier), dropout=0.1)
     assert dropout(feed_forward(Moments.of(1.0, 0.2), form), 0.1).variance == pytest.approx(0.39506, abs=1e-5)
@@ -86,7 +86,7 @@ def test_admins_profile_in_closed_form() -> None:
 
 @pytest.mark.parametrize(("width", "p", "want"), [(512, 0.0, 0.806), (512, 0.1, 0.799)])
 def test_gelu_with_the_constants_of_relu(width: int, p: float, want: float) -> None:
-    # Section 1.3: forward gain 0.806 / 0.799 and backward gain 0.866 / 0.858 in place of 1.
+    # Forward gain 0.806 / 0.799 and backward gain 0.866 / 0.858 in place of 1.
     variance = math.sqrt((1 - p) / 2) / width
     form = FeedForwardShape("gelu", Matrix(width, 4 * width, variance), Matrix(4 * width, width, variance))
     out = dropout(feed_forward(Moments.of(1.0, 0.5), form), p)

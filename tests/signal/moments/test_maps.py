@@ -35,7 +35,7 @@ def test_embedding_sums_tables() -> None:
 
 
 def test_the_published_correlation_is_three_equal_tables() -> None:
-    # The sheet's numbers at V = 30522, and the exact sum between them and the authors' 0.221 (section 1.2a).
+    # The formula at V = 30522, without and with Euler's constant. The authors' code (arXiv 2403.09635) has 0.221.
     assert published_correlation(30522) == pytest.approx(0.2274, abs=5e-5)
     assert published_correlation(30522, with_euler=True) == pytest.approx(0.2268, abs=5e-5)
     ours = embedding((0.3, 0.3, 0.3), (zipf_repetition(30522), 0.0, segment_repetition())).correlation

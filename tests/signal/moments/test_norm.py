@@ -30,7 +30,7 @@ WIDTHS = st.integers(16, 4096)
 
 
 @given(drawn.MOMENTS, drawn.GRADIENTS)
-def test_the_limit_of_large_width_is_the_sheets(x: Moments, g: GradientMoments) -> None:
+def test_the_limit_of_large_width_is_the_published_one(x: Moments, g: GradientMoments) -> None:
     y, back = layer_norm(x, WIDE, LAYER), layer_norm_backward(g, x, WIDE, LAYER)
     assert (y.mean, y.variance, y.covariance) == (0.0, 1.0, pytest.approx(x.correlation, abs=1e-8))
     assert back.variance == pytest.approx(g.variance / x.variance, rel=1e-7)
@@ -55,7 +55,7 @@ def test_no_variable_beyond_its_variance(kind: str, x: Moments, g: GradientMomen
 
 @given(st.sampled_from([LAYER, RMS]), drawn.VARIANCES, st.floats(-3, 3), WIDTHS, drawn.VARIANCES)
 def test_equal_tokens_stay_equal(norm: Norm, variance: float, mean: float, width: int, g: float) -> None:
-    # The sheet's r (1 - 1/d) would not: the reason for ours.
+    # The r (1 - 1/d) of DeepScaleLM's code would not: the reason for ours.
     x = Moments.of(variance, 1.0, mean)
     y, back = normalise(x, width, norm), normalise_backward(GradientMoments.of(g, 1.0), x, width, norm)
     assert y.covariance == pytest.approx(y.variance, abs=1e-9)

@@ -74,7 +74,7 @@ def test_one_logit() -> None:
         softmax(Moments.of(1.0, 0.0), 0)
 
 
-def test_the_finer_form_of_the_sheet() -> None:
+def test_the_finer_published_form() -> None:
     t, count = 0.25, 40
     tau = t * count / (count - 1)
     expected = (math.exp(tau) - 1) * math.exp(2 * tau) / ((count - 1) * math.exp(t) + 1) ** 2

@@ -13,7 +13,7 @@ def scaled(x: Moments, factor: float) -> Moments:
 def residual(stream: Moments, branch: Moments, stream_scale: float = 1.0, branch_scale: float = 1.0) -> Moments:
     """Return the moments of stream_scale * stream + branch_scale * branch: means, variances and covariances add.
 
-    Sheet, table 1.2 (derived there). The scale of a vector is its root mean square. Approximate once training has
+    Derived by us. The scale of a vector is its root mean square. Approximate once training has
     correlated the branch with the stream.
     """
     kept, added = scaled(stream, stream_scale), scaled(branch, branch_scale)
