@@ -29,7 +29,7 @@ from clearhead.kernels import chunked
 from clearhead.kernels.tiles import tiles
 
 Run = Callable[[], object]
-SHAPES = [(1, 8, 512, 64), (1, 8, 1024, 64), (1, 4, 2048, 64), (16, 4, 256, 32)]
+SHAPES = [(4, 3, 128, 32), (1, 8, 512, 64), (1, 8, 1024, 64), (1, 4, 2048, 64), (16, 4, 256, 32)]
 PAGE = Path(__file__).parents[1] / "docs" / "self-adjust-speed.md"
 
 # What the kernel and the rule do to every score of a tile; the hidden triangle on the diagonal is left out.
@@ -51,7 +51,7 @@ def prices(lanes: int, rows: int, columns: int, dim: int) -> dict[str, float]:
     keep = hidden.to(torch.int32) - 1
     passes: dict[str, Run] = {
         "product": lambda: torch.bmm(q, k.mT, out=out),
-        "product onto keys": lambda: across.baddbmm_(q.mT, x),
+        "product onto keys": lambda: key_gradient.baddbmm_(x.mT, q),
         "softmax": lambda: torch.softmax(x, dim=-1, out=out),
         "amin": lambda: x.amin(-1),
         "amax": lambda: x.amax(-1),
@@ -63,7 +63,7 @@ def prices(lanes: int, rows: int, columns: int, dim: int) -> dict[str, float]:
         "addcmul row": lambda: torch.addcmul(x, y, row, out=out),
         "eq row": lambda: torch.eq(x, row, out=out),
         # What is not used, and why.
-        "product onto keys, rows first": lambda: key_gradient.baddbmm_(x.mT, q),
+        "product onto keys, columns inner": lambda: across.baddbmm_(q.mT, x),
         "exp alone": lambda: torch.exp(below, out=out),
         "aminmax": lambda: torch.aminmax(x, dim=-1),
         "argmax": lambda: x.argmax(-1),
@@ -159,16 +159,24 @@ def call(shape: tuple[int, int, int, int], rounds: int) -> dict[str, Any]:
     }
 
 
-def steps(width: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Whole training steps: 2 layers of that width, heads of 32, context 256, batch 8, forward, backward, AdamW."""
+# Layers, width, context and batch; heads of 32. The first is what `clearhead compare` trains.
+MODELS = {
+    "2 x 96, 4 x 128": (2, 96, 128, 4),
+    "2 x 128, 8 x 256": (2, 128, 256, 8),
+    "2 x 256, 8 x 256": (2, 256, 256, 8),
+}
+
+
+def steps(layers: int, width: int, context: int, batch: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Whole training steps of a small decoder: forward, loss, backward, AdamW."""
     from clearhead.models.config import ModelConfig
     from clearhead.models.decoder import Decoder
     from clearhead.objectives.causal_lm import causal_lm_loss
 
-    tokens = torch.randint(0, 256, (8, 257), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 256, (batch, context + 1), generator=torch.Generator().manual_seed(0))
 
     def step(attention: str) -> Run:
-        config = ModelConfig(context=256, layers=2, width=width, heads=width // 32, attention=attention)
+        config = ModelConfig(context=context, layers=layers, width=width, heads=width // 32, attention=attention)
         model = Decoder(config)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
@@ -182,6 +190,28 @@ def steps(width: int, rounds: int) -> dict[str, dict[str, float]]:
 
     names = ["softmax", "laser", "softmax+selective", "self_adjust"]
     return against_first(interleaved({name: step(name) for name in names}, rounds))
+
+
+def temperatures(layers: int, width: int, context: int, batch: int, rounds: int) -> dict[str, float]:
+    """Least milliseconds, forward and backward, of what selective temperatures must do in all layers of a model."""
+    from clearhead.layers.temperature import TokenPart
+
+    part = TokenPart(width // 32, 32, "head_slice")
+    rows = torch.randn(batch, context, width, requires_grad=True)
+    tau = torch.rand(batch, context, width // 32, 1, requires_grad=True)
+    on_rows, on_heads = torch.randn(batch, context, width), torch.randn(batch, width // 32, context)
+    learned = list(part.parameters())
+
+    def scaled() -> torch.Tensor:
+        return (rows.unflatten(-1, (-1, 32)) * tau).flatten(2)
+
+    runs: dict[str, Run] = {
+        "GELU": lambda: torch.autograd.grad(torch_functional.gelu(rows), rows, on_rows),
+        "GELU, vector, tanh": lambda: torch.autograd.grad(part(rows), [rows, *learned], on_heads),
+        "scaling": lambda: torch.autograd.grad(scaled(), [rows, tau], on_rows),
+    }
+    # One for queries and one for values in each layer.
+    return {name: least(run, 20 * rounds) * 1e3 * 2 * layers for name, run in runs.items()}
 
 
 def tables(record: dict[str, Any]) -> str:
@@ -209,10 +239,15 @@ def tables(record: dict[str, Any]) -> str:
         ("detached, least (median)", lambda c: _ratio(c["measured"]["self_adjust detached"])),
     ]
     lines += [f"| {title} | " + " | ".join(cell(c) for c in calls.values()) + " |" for title, cell in rows]
-    widths = record["steps"]
-    lines += ["", "| training step, least (median) | " + " | ".join(widths) + " |", "|---|" + "---|" * len(widths)]
-    for name in next(iter(widths.values())):
-        lines.append(f"| {name} | " + " | ".join(_ratio(w[name]) for w in widths.values()) + " |")
+    models = record["steps"]
+    lines += ["", "| training step, least (median) | " + " | ".join(models) + " |", "|---|" + "---|" * len(models)]
+    for name in next(iter(models.values())):
+        lines.append(f"| {name} | " + " | ".join(_ratio(w[name]) for w in models.values()) + " |")
+    parts = record["temperatures"]
+    lines += ["", "| of softmax's step | " + " | ".join(parts) + " |", "|---|" + "---|" * len(parts)]
+    for name in next(iter(parts.values())):
+        shares = [part[name] / models[model]["softmax"]["ms"] for model, part in parts.items()]
+        lines.append(f"| {name} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
     return "\n".join(lines)
 
 
@@ -236,7 +271,8 @@ def main() -> None:
         "torch": torch.__version__,
         "rounds": arguments.rounds,
         "calls": {"b{} h{} n{} d{}".format(*shape): call(shape, arguments.rounds) for shape in SHAPES},
-        "steps": {f"width {width}": steps(width, arguments.rounds) for width in (128, 256)},
+        "steps": {name: steps(*sizes, arguments.rounds) for name, sizes in MODELS.items()},
+        "temperatures": {name: temperatures(*sizes, arguments.rounds) for name, sizes in MODELS.items()},
     }
     record["load"] = [before, os.getloadavg()[0]]
     text = tables(record)

@@ -34,7 +34,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "transformer-xl": {"position": "xl", "xl_width": 16},
 }
 BASELINE = "rope"
-RATES = (1.5e-3, 4e-3)
+RATES = (1.5e-3, 4e-3, 1e-2)
 TUNING_SEED = 1000
 """Only the learning rate is chosen on it, by the validation text at the training context."""
 SCORED_TOKENS, QUICK_TOKENS = 8_000, 640

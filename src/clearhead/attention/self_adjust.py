@@ -42,7 +42,7 @@ class SelfAdjustTile(TileRule):
     def __init__(self, choice: SelfAdjust) -> None:
         self.form = choice.form
         self.detach = choice.detach_extrema or choice.form == "product"
-        self.scratch = Scratch()
+        self.scratch = Scratch("self_adjust")
 
     def weights(self, scores: Tensor, hide: Hidden) -> tuple[Tensor, Tensor | None]:
         """See `TileRule.weights`; the division by D is left to the output, which is narrower."""

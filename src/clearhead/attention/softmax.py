@@ -110,7 +110,7 @@ class SoftmaxTile(TileRule):
     """The tile rule (see `kernels/rule.py`): a tile holds whole rows, so no running maximum is needed."""
 
     def __init__(self, choice: Softmax) -> None:
-        self.scratch = Scratch()
+        self.scratch = Scratch("softmax")
 
     def weights(self, scores: Tensor, hide: Hidden) -> tuple[Tensor, Tensor | None]:
         """See `TileRule.weights`."""

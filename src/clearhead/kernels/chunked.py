@@ -50,7 +50,7 @@ class _Call:
         self.mask, self.bias = mask, bias
         self.scale, self.dropout_p = scale, dropout_p
         self.seed = int(seed) if dropout_p > 0.0 else 0
-        self.scratch = Scratch()
+        self.scratch = Scratch("tiles")
 
     @classmethod
     def told(
