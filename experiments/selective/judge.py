@@ -194,7 +194,7 @@ def _at(claim: Claim, check: Mapping[str, Any]) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4g}".replace("-", MINUS)
+    return f"{0.0 if abs(value) < 1e-12 else value:+.4g}".replace("-", MINUS)  # what a sum's rounding leaves is 0
 
 
 def lines(judged: Sequence[Mapping[str, Any]]) -> list[str]:
