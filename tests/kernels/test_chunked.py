@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from clearhead.attention.attend import attend
 from clearhead.attention.bias import ALiBi
 from clearhead.attention.mask import Mask
 from clearhead.attention.spec import AttentionSpec
+from clearhead.attention.t5 import T5Bias
 from clearhead.kernels import chunked
 from clearhead.kernels.rule import TILE_RULES
 from tests.contract_cases import MASKS, PLAIN, Case, make_inputs
@@ -144,3 +147,65 @@ def test_dropout_draws_anew_for_each_call_head_and_row(spec: str) -> None:
     same.fill_diagonal_(0.5)
     assert float(same.max()) < 0.95
     assert float(same.mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def _leaves(seed: int = 0) -> list[Tensor]:
+    torch.manual_seed(seed)
+    return [torch.randn(2, 2, 70, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.25])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_operator_and_its_eager_form_are_one(
+    biased: bool, dropout_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = Mask.causal() & Mask.key_lengths(torch.tensor([70, 31]))
+
+    def run() -> list[Tensor]:
+        q, k, v = _leaves()
+        table = torch.linspace(-1.0, 1.0, 64, dtype=torch.float64).view(2, 32).requires_grad_()
+        bias = T5Bias(table, 20) if biased else None
+        torch.manual_seed(1)  # dropout's draw
+        out = attend(q, k, v, "self_adjust", mask=mask, bias=bias, dropout_p=dropout_p).out
+        leaves = [q, k, v, *([table] if biased else [])]
+        return [out, *torch.autograd.grad(out.square().sum(), leaves)]
+
+    eager = run()
+    monkeypatch.setattr(chunked, "PLAIN", ())
+    for ours, told in zip(eager, run(), strict=True):
+        assert torch.equal(ours, told)
+
+
+def test_a_mask_written_into_before_the_backward_pass_is_noticed() -> None:
+    q, k, v = _leaves()
+    lengths = torch.tensor([70, 31])
+    out = attend(q, k, v, "self_adjust", mask=Mask.key_lengths(lengths)).out
+    lengths.sub_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_a_second_derivative_is_refused_and_not_wrong() -> None:
+    q, k, v = _leaves()
+    out = attend(q, k, v, "self_adjust", mask=Mask.causal()).out
+    (gradient,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        gradient.sum().backward()
+
+
+def test_torch_counts_the_operations_of_the_tiles() -> None:
+    q, k, v = _leaves()
+    with FlopCounterMode(display=False) as counter:
+        attend(q, k, v, "self_adjust", mask=Mask.causal())
+    assert chunked.ROWS == 64
+    scores = 2 * 2 * (64 * 64 + 6 * 70)  # rows 0 to 63 see 64 columns, the last six all 70
+    assert counter.get_total_flops() == 2 * scores * (8 + 8)
+
+
+def test_fake_tensors_keep_the_operator() -> None:
+    with FakeTensorMode() as mode:
+        q, k, v = (mode.from_tensor(t.detach()) for t in _leaves())
+        q.requires_grad_()
+        out = attend(q, k, v, "self_adjust", mask=Mask.causal()).out
+    assert out.shape == q.shape
+    assert "chunked_attention" in type(out.grad_fn).__name__
