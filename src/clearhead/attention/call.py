@@ -105,6 +105,8 @@ def zero_unseen(call: Call) -> Call:
     some = call.some_visible()
     if some is not None:
         q = q.masked_fill(~some, 0.0)
+    if unseen is None and some is None:
+        return call
     return replace(call, q=q, k=k, v=v, unseen=unseen)
 
 
