@@ -98,3 +98,18 @@ def test_decoding_equals_the_whole(spec):
         part = [t[:, :, first:last] for t in (q, k, v)]
         steps.append(attend(*part, spec, mask=Mask.causal(), state=cache).out)
     torch.testing.assert_close(torch.cat(steps, dim=2), whole, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("spec", ["softmax", "laser", "self_adjust"])
+@pytest.mark.parametrize("offset", [None, torch.zeros(0, dtype=torch.int64)])
+def test_no_batch_rows_give_no_output(spec, offset):
+    q, k, v = (t[:0] for t in tensors(1))
+    ends = torch.zeros(0, dtype=torch.int64)
+    for mask in (
+        Mask.key_lengths(ends),
+        Mask.key_range(ends, None),
+        Mask.causal(offset),
+        Mask.window(8, offset=offset),
+    ):
+        out = attend(q, k, v, spec, mask=mask, backend="chunked").out
+        assert out.shape == q.shape

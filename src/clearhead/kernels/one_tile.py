@@ -35,8 +35,9 @@ def one_tile(call: Call) -> Tensor:
     """Return the output [b, h, n, e] in working precision (float64, else float32)."""
     b, h, g, n, m = call.sizes
     dtype, e = working_dtype(call.q.dtype), call.v.shape[-1]
-    low, high = call.mask.key_bounds(0, n, m)
-    if low == high or not b:
+    # Without a batch row a mask's tensors are empty, and have no least and largest to bound keys by.
+    low, high = call.mask.key_bounds(0, n, m) if b else (0, 0)
+    if low == high:
         return call.q.new_zeros(b, h, n, e, dtype=dtype)
     hide = Hidden(_pieces(call, low, high), call.mask.may_have_empty_rows(n, m))
     # Grouped queries are rows of one product with their key head.
