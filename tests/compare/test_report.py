@@ -218,3 +218,12 @@ def test_plain_values_are_strict_json():
     )
     assert value == {"a": 1.5, "2": [3, None, None], "b": [1.0, None], "c": "x/y"}
     json.dumps(value, allow_nan=False)
+
+
+def test_a_folder_whose_probe_did_not_judge_the_load_is_drawn(tmp_path):
+    folder = synthetic.write_comparison(tmp_path / "older", synthetic.plan())
+    measured = json.loads((folder / "probe.json").read_text())
+    assert measured.pop("busy") in (True, False)
+    (folder / "probe.json").write_text(json.dumps(measured))
+    redraw(folder)
+    assert "busy with other things" not in (folder / "report.html").read_text()
