@@ -52,7 +52,7 @@ class Result:
 
     `summands`: by gradient, the Euclidean norm of the terms that it sums, where they mostly cancel: no sum is better
     than the roundings of its terms. A temperature per head sums q * d q / tau over tokens; a constant that FIRE adds to
-    all scores of a head sums d scores, to 0 under softmax.
+    all scores of a head sums d scores, to 0 under softmax; c and L sum d scores times what each bias has of them.
     """
 
     out: Tensor
@@ -84,26 +84,36 @@ def run(inputs: Inputs, backend: str, call: Callable[..., Tensor] | None = None,
         result.summands["d tau_q"] = float(terms.double().norm())
     whole = result.out.shape[:3] == (inputs.case.b, inputs.case.h, inputs.case.n) and inputs.case.m > 0
     if whole and isinstance(inputs.bias(), FireBias) and "bias_0" in leaves:
-        norm = _norm_of_score_gradients(inputs)
-        result.summands |= {"d bias_1": norm, "d bias_3": norm}  # the levels, and the base
+        result.summands |= _summands_of_fire(inputs)
     return result
 
 
-def _norm_of_score_gradients(inputs: Inputs) -> float:
-    """The bias as a dense tensor, in float64: its gradient is that of the scores."""
+def _summands_of_fire(inputs: Inputs) -> dict[str, float]:
+    """With the bias as a dense tensor, in float64: its gradient is that of the scores."""
     c, bias = inputs.case, inputs.bias()
     t = {name: x.detach().double() for name, x in inputs.tensors.items()}
     assert bias is not None
     mask = inputs.mask.resolve(c.n, c.m)
     device = inputs.d_out.device
     rows = Rows(torch.arange(c.n, device=device), torch.arange(c.m, device=device), mask.resolved_offset())
-    block = bias.within(mask.terms).block(rows).detach().double().expand(c.b, c.h, c.n, c.m)
-    dense = DenseBias(block.contiguous().requires_grad_())
+    held = [x.detach().double() if x.is_floating_point() else x for x in bias.tensors()]
+
+    def written(nudged: int | None = None, by: float = 0.0) -> Tensor:
+        tensors = [x + by if i == nudged else x for i, x in enumerate(held)]
+        return bias.with_tensors(tensors).within(mask.terms).block(rows).expand(c.b, c.h, c.n, c.m)
+
+    dense = DenseBias(written().contiguous().requires_grad_())
     temperatures = replace(inputs, tensors=t).temperatures()
     out = attend(
         t["q"], t["k"], t["v"], c.spec, mask=inputs.mask, bias=dense, temperatures=temperatures, backend="reference"
     ).out
-    return float(torch.autograd.grad(out, dense.values, inputs.d_out.double().expand_as(out))[0].norm())
+    (d_scores,) = torch.autograd.grad(out, dense.values, inputs.d_out.double().expand_as(out))
+    whole, step = float(d_scores.norm()), 1e-6
+    found = {"d bias_1": whole, "d bias_3": whole}  # the levels, and the base
+    for i in (4, 5):  # c and L
+        slopes = (written(i, step) - written(i, -step)) / (2 * step)
+        found[f"d bias_{i}"] = float((d_scores * slopes).norm())
+    return found
 
 
 @functools.lru_cache(maxsize=48)
