@@ -229,16 +229,19 @@ class Mask:
         cut = narrow_dim(offset, 0, batch) if isinstance(offset, Tensor) else offset
         return Mask(tuple(t.narrow(batch, heads) for t in self.terms), cut)
 
+    def tensors(self) -> list[Tensor]:
+        """The tensors of the mask, in the order of `encode`."""
+        offset = self.resolved_offset()
+        return [*([] if isinstance(offset, int) else [offset]), *(t for term in self.terms for t in term.tensors())]
+
     def encode(self) -> tuple[str, list[Tensor]]:
         """Text and tensors from which `decode` makes the same mask: what a torch operator can take as arguments."""
         offset = self.resolved_offset()
         words = [str(offset) if isinstance(offset, int) else "tensor"]
-        tensors = [] if isinstance(offset, int) else [offset]
         names = {cls: name for name, cls in TERMS.items()}
         for term in self.terms:
             words.append(":".join([names[type(term)], *map(str, term.numbers())]))
-            tensors.extend(term.tensors())
-        return ";".join(words), tensors
+        return ";".join(words), self.tensors()
 
     @classmethod
     def decode(cls, code: str, tensors: list[Tensor]) -> Mask:

@@ -225,7 +225,7 @@ class _Eager(torch.autograd.Function):
         # With `setup_context` in its place torch would look up this function's signature at each call, 60 us.
         out = _read(_Call(q, k, v, weights, mask, bias, scale, dropout_p, seed))
         # The mask's tensors are not read from there again: they are saved so that writing into them is noticed.
-        ctx.save_for_backward(q, k, v, out, seed, *bias_tensors, *mask.encode()[1])
+        ctx.save_for_backward(q, k, v, out, seed, *bias_tensors, *mask.tensors())
         ctx.rest = weights, mask, bias, scale, dropout_p
         return out
 

@@ -75,8 +75,8 @@ def tiles(
     rows = max(1, min(rows, n))
     empty_possible = mask.may_have_empty_rows(n, m)
     alike = all(t.narrow(slice(0, 1), slice(0, 1)) is t for t in mask.terms) and isinstance(mask.resolved_offset(), int)
-    code, tensors = mask.encode()
-    known = alike and not tensors and mask.blocks is None and m <= SHORT
+    known = alike and m <= SHORT and mask.blocks is None and not mask.tensors()
+    code = mask.encode()[0] if known else ""
     index = 0
     for q0 in reversed(range(0, n, rows)):
         q1 = min(q0 + rows, n)
