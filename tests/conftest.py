@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+
+from clearhead.kernels import rule
 
 pytest.register_assert_rewrite("tests.contract_tools", "tests.contract_practice")
 
@@ -65,6 +68,9 @@ def poison() -> Iterator[None]:
             patch.setattr(torch, name, _poison(getattr(torch, name)))
         for name in ("new_empty", "new_empty_strided"):
             patch.setattr(torch.Tensor, name, _poison(getattr(torch.Tensor, name)))
+        # A buffer that outlives its call would bring numbers along: inside, every call makes its own.
+        patch.setattr(rule, "_BETWEEN_CALLS", threading.local())
+        patch.setattr(rule.Scratch, "KEPT", -1)
         yield
 
 
